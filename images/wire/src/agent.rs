@@ -1,0 +1,267 @@
+//! The agent channel: requests to the guest agent and its reports, one JSON object a line on COM2.
+//!
+//! ```text
+//!   agent                        host
+//!     | -- Hello ------------------> |
+//!     | <-- Request::Run(workload) - |
+//!     |    (runs; sends nothing)     |
+//!     | -- Report::Result ---------> |      … more runs …
+//!     | <-- Request::PowerOff ------ |
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this protocol; the host refuses a guest agent with another one.
+pub const PROTOCOL: u32 = 1;
+/// The longest line in either direction, in bytes, with its newline.
+pub const MAX_LINE_BYTES: usize = 64 * 1024;
+/// The kernel command line parameter that tells the agent what to do; see [`Mode`].
+pub const CMDLINE_KEY: &str = "nowait.agent";
+/// What the agent prints on the console as its very first line.
+pub const READY_LINE: &str = "nowait-agent: ready";
+
+/// What the agent does after start, as the value of [`CMDLINE_KEY`] on the kernel command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// An interactive shell on the console; the guest powers off when it ends. The default.
+    Shell,
+    /// Serve requests on the agent channel.
+    Serve,
+    /// Power off at once (for boot benchmarks).
+    PowerOff,
+    /// Reboot at once.
+    Reboot,
+    /// Make the kernel panic (through `/proc/sysrq-trigger`).
+    Panic,
+}
+
+impl Mode {
+    /// All modes with their names on the command line.
+    pub const ALL: [(Self, &'static str); 5] = [
+        (Self::Shell, "shell"),
+        (Self::Serve, "serve"),
+        (Self::PowerOff, "poweroff"),
+        (Self::Reboot, "reboot"),
+        (Self::Panic, "panic"),
+    ];
+
+    /// The mode that a kernel command line asks for; the last one given wins.
+    ///
+    /// # Errors
+    /// The unknown value.
+    pub fn from_cmdline(cmdline: &str) -> Result<Self, String> {
+        let value = cmdline
+            .split_ascii_whitespace()
+            .filter_map(|word| word.strip_prefix(CMDLINE_KEY)?.strip_prefix('='))
+            .next_back();
+        let Some(value) = value else {
+            return Ok(Self::Shell);
+        };
+        Self::ALL
+            .iter()
+            .find(|(_, name)| *name == value)
+            .map(|(mode, _)| *mode)
+            .ok_or_else(|| value.to_owned())
+    }
+}
+
+/// From the host to the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    /// Run one workload and report its result.
+    Run(Workload),
+    /// Run a command with `/bin/sh -c` and report its exit status and output.
+    Exec {
+        /// The command line for the shell.
+        command: String,
+    },
+    /// Power the guest off.
+    PowerOff,
+}
+
+/// One measured run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workload {
+    /// What the threads do.
+    pub kind: Kind,
+    /// Faulting threads; 0 with [`Kind::Idle`].
+    pub threads: u32,
+    /// How long the run lasts, in milliseconds.
+    pub duration_ms: u32,
+    /// Pages of the buffer that is evicted before the run and touched in it; the run ends early
+    /// when all have been touched.
+    pub pages: u32,
+    /// The heartbeat's period, in microseconds.
+    pub heartbeat_us: u32,
+}
+
+/// What the faulting threads of a workload do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Only the heartbeat.
+    Idle,
+    /// Touch evicted pages from user mode.
+    User,
+    /// Let the kernel touch evicted pages: `read(2)` into them (`copy_to_user`).
+    Copy,
+}
+
+/// From the agent to the host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "report", rename_all = "snake_case")]
+pub enum Report {
+    /// The agent is up.
+    Hello {
+        /// [`PROTOCOL`] of the agent.
+        protocol: u32,
+        /// The guest kernel's release (`uname -r`).
+        kernel: String,
+        /// Processors online in the guest.
+        cpus: u32,
+        /// Memory that the guest kernel manages, in KiB.
+        mem_total_kib: u64,
+    },
+    /// A run is over.
+    Result(RunResult),
+    /// A command is over.
+    Exec {
+        /// Its exit status; `128 + signal` when a signal ended it.
+        status: i32,
+        /// The first part of its standard output and error together, lossily as UTF-8.
+        output: String,
+    },
+    /// A request could not be carried out.
+    Error {
+        /// Why, in one line.
+        message: String,
+    },
+}
+
+/// What one run gave.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunResult {
+    /// The workload that ran.
+    pub workload: Workload,
+    /// From the first touch to the end of the last thread, in microseconds of the guest's clock.
+    pub elapsed_us: u64,
+    /// Pages touched.
+    pub pages_touched: u64,
+    /// Pages whose bytes were not what they had to be.
+    pub data_errors: u64,
+    /// One for each guest CPU: the wake-up overrun.
+    pub heartbeats: Vec<Heartbeat>,
+}
+
+/// The wake-up overrun of one guest CPU's heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// The guest CPU.
+    pub cpu: u32,
+    /// Deadlines that passed while the run lasted; each has one sample, a late one included.
+    pub deadlines: u64,
+    /// The overruns in microseconds: an HdrHistogram in its V2 encoding, as base64.
+    pub overrun_us_hdr: String,
+}
+
+/// Why a line of the channel was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum LineError {
+    /// The line is not JSON of the expected shape.
+    #[error("the agent channel carried a line that is no message: {0}")]
+    Json(#[from] serde_json::Error),
+    /// The line is longer than [`MAX_LINE_BYTES`].
+    #[error("the agent channel carried a line of more than {MAX_LINE_BYTES} bytes")]
+    TooLong,
+}
+
+/// Encodes a message as one line with its newline.
+///
+/// # Errors
+/// When the message does not fit in [`MAX_LINE_BYTES`].
+pub fn encode_line<T: Serialize>(message: &T) -> Result<Vec<u8>, LineError> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    if line.len() > MAX_LINE_BYTES {
+        Err(LineError::TooLong)
+    } else {
+        Ok(line)
+    }
+}
+
+/// Decodes one line; the newline may be there or not.
+///
+/// # Errors
+/// When the line is too long or is not a message of this type.
+pub fn decode_line<T: for<'de> Deserialize<'de>>(line: &[u8]) -> Result<T, LineError> {
+    if line.len() > MAX_LINE_BYTES {
+        return Err(LineError::TooLong);
+    }
+    Ok(serde_json::from_slice(line)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_mode_comes_from_the_last_parameter() {
+        assert_eq!(Mode::from_cmdline("console=ttyS0 quiet"), Ok(Mode::Shell));
+        assert_eq!(
+            Mode::from_cmdline("nowait.agent=serve quiet"),
+            Ok(Mode::Serve)
+        );
+        let twice = "nowait.agent=serve nowait.agent=poweroff";
+        assert_eq!(Mode::from_cmdline(twice), Ok(Mode::PowerOff));
+        assert_eq!(Mode::from_cmdline("nowait.agent=x"), Err("x".into()));
+        assert_eq!(Mode::from_cmdline("nowait.agents=x"), Ok(Mode::Shell));
+    }
+
+    #[test]
+    fn messages_come_back_as_they_were() {
+        let workload = Workload {
+            kind: Kind::Copy,
+            threads: 8,
+            duration_ms: 2000,
+            pages: 512,
+            heartbeat_us: 1000,
+        };
+        let request = Request::Run(workload.clone());
+        let line = encode_line(&request).unwrap();
+        assert_eq!(decode_line::<Request>(&line).unwrap(), request);
+        let report = Report::Result(RunResult {
+            workload,
+            elapsed_us: 5,
+            pages_touched: 6,
+            data_errors: 0,
+            heartbeats: vec![Heartbeat {
+                cpu: 0,
+                deadlines: 2,
+                overrun_us_hdr: "AA==".into(),
+            }],
+        });
+        let line = encode_line(&report).unwrap();
+        assert_eq!(decode_line::<Report>(&line).unwrap(), report);
+    }
+
+    #[test]
+    fn a_line_over_the_limit_is_refused_both_ways() {
+        let request = Request::Exec {
+            command: "x".repeat(MAX_LINE_BYTES),
+        };
+        assert!(matches!(encode_line(&request), Err(LineError::TooLong)));
+        assert!(matches!(
+            decode_line::<Request>(&vec![b'{'; MAX_LINE_BYTES + 1]),
+            Err(LineError::TooLong)
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_an_error(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
+            let _ = decode_line::<Report>(&bytes);
+        }
+    }
+}
