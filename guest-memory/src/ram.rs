@@ -1,0 +1,141 @@
+//! Guest RAM before the pager runs: a memory file, mapped twice.
+//!
+//! ```text
+//!   guest mapping  --- in KVM's memslots, registered with userfaultfd, never touched by the VMM
+//!        \
+//!         memfd    --- the bytes that are in memory; everything else is a hole
+//!        /
+//!   alias          --- plain; the loader writes here, and it is gone once the pager runs
+//! ```
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestMemoryRegion};
+
+use crate::address::Gpa;
+use crate::layout::RamLayout;
+use crate::sys::{GuestMapping, keep_private, memfd};
+
+/// Why guest RAM could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// There is no memory file to be had.
+    #[error(
+        "cannot create the memory file of {bytes} bytes for guest RAM: {source}; \
+         raise the file limits (ulimit -n, ulimit -f)"
+    )]
+    File {
+        /// The size of guest RAM.
+        bytes: u64,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The file cannot be mapped.
+    #[error(
+        "cannot map {bytes} bytes of guest RAM ({mapping}): {source}; \
+         raise the address space limit (ulimit -v) or give the guest less memory"
+    )]
+    Map {
+        /// Which of the two mappings.
+        mapping: &'static str,
+        /// The size of guest RAM.
+        bytes: u64,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// A part of guest RAM as KVM's memslots need it: `len` bytes at guest physical address `gpa` are
+/// found at address `hva` of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestSlot {
+    /// Guest physical address.
+    pub gpa: u64,
+    /// Address in this process, of the guest mapping. For KVM only: touching it from here is a fault
+    /// that the pager answers as if it came from the guest.
+    pub hva: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// Guest RAM, absent but for what the loader writes.
+#[derive(Debug)]
+pub struct GuestRam {
+    pub(crate) layout: RamLayout,
+    pub(crate) file: Arc<File>,
+    pub(crate) mapping: GuestMapping,
+    alias: GuestMemoryMmap,
+}
+
+impl GuestRam {
+    /// Makes RAM of this layout. Nothing of it takes memory yet, so that it may well be larger than
+    /// the host's.
+    ///
+    /// # Errors
+    /// When the memory file or one of its mappings cannot be had.
+    pub fn new(layout: &RamLayout) -> Result<Self, RamError> {
+        let bytes = layout.total_bytes();
+        let file = memfd::create(c"nowait-ram", bytes)
+            .map_err(|source| RamError::File { bytes, source })?;
+        let refused = |mapping| {
+            move |source| RamError::Map {
+                mapping,
+                bytes,
+                source,
+            }
+        };
+        let too_long = |_| io::Error::from_raw_os_error(libc::ENOMEM);
+        let mapping = usize::try_from(bytes)
+            .map_err(too_long)
+            .and_then(|len| GuestMapping::new(&file, len))
+            .map_err(refused("guest mapping"))?;
+        let file = Arc::new(file);
+        let alias = map_alias(layout, &file).map_err(refused("alias"))?;
+        Ok(Self {
+            layout: layout.clone(),
+            file,
+            mapping,
+            alias,
+        })
+    }
+
+    /// RAM by guest physical address, for the loader. What is written here, zeros included, is
+    /// present and mapped when the guest starts.
+    pub fn loader(&mut self) -> &GuestMemoryMmap {
+        &self.alias
+    }
+
+    /// Where KVM finds RAM.
+    #[must_use]
+    pub fn slots(&self) -> Vec<GuestSlot> {
+        slots(&self.layout, &self.mapping)
+    }
+}
+
+pub(crate) fn slots(layout: &RamLayout, mapping: &GuestMapping) -> Vec<GuestSlot> {
+    let base = mapping.address() as u64;
+    let slot = |region: &crate::RamRegion| {
+        let Gpa(gpa) = region.start;
+        GuestSlot {
+            gpa,
+            hva: base + region.file_offset,
+            len: region.len,
+        }
+    };
+    layout.regions().iter().map(slot).collect()
+}
+
+fn map_alias(layout: &RamLayout, file: &Arc<File>) -> io::Result<GuestMemoryMmap> {
+    let ranges = layout.regions().iter().map(|region| {
+        let offset = FileOffset::from_arc(Arc::clone(file), region.file_offset);
+        let Gpa(gpa) = region.start;
+        (GuestAddress(gpa), region.len as usize, Some(offset))
+    });
+    let alias = GuestMemoryMmap::from_ranges_with_files(ranges).map_err(io::Error::other)?;
+    for region in vm_memory::GuestMemoryBackend::iter(&alias) {
+        keep_private(region.as_ptr() as usize, region.len() as usize)?;
+    }
+    Ok(alias)
+}

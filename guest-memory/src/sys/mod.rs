@@ -1,0 +1,14 @@
+//! The operating system: mappings, the RAM file, userfaultfd, waiting. The only unsafe code of this
+//! crate; what it exports is safe to call.
+
+mod mapping;
+pub(crate) mod memfd;
+mod poll;
+mod userfault;
+mod words;
+
+pub(crate) use mapping::{GuestMapping, keep_private};
+pub(crate) use poll::wait_readable;
+pub use userfault::UserfaultError;
+pub(crate) use userfault::{Fault, FaultBatch, FaultKind, Outcome, Userfault};
+pub(crate) use words::ZeroedWords;
