@@ -1,0 +1,153 @@
+//! The two UARTs, from vm-superio, with flow control for their input.
+//!
+//! Input waits in a bounded queue here until the guest has read the UART's 64-byte FIFO empty; the
+//! UART then refills itself while the vCPU thread still holds it, so no byte is lost and nobody polls.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use vm_superio::serial::NoEvents;
+use vm_superio::{Serial, Trigger};
+use vmm_sys_util::eventfd::EventFd;
+
+/// The input that one UART holds back for its guest, in bytes; more is refused.
+pub const INPUT_QUEUE_BYTES: usize = 128 * 1024;
+
+/// The UART's interrupt line: an eventfd that KVM turns into an edge.
+#[derive(Debug)]
+pub struct IrqLine(pub EventFd);
+
+impl Trigger for IrqLine {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+/// One UART whose output goes to a writer.
+pub struct Uart {
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    serial: Serial<IrqLine, NoEvents, Box<dyn Write + Send>>,
+    input: VecDeque<u8>,
+}
+
+impl Uart {
+    /// A UART that raises this line and writes what the guest sends to `out`.
+    #[must_use]
+    pub fn new(irq: IrqLine, out: Box<dyn Write + Send>) -> Self {
+        let serial = Serial::new(irq, out);
+        Self { inner: Mutex::new(Inner { serial, input: VecDeque::new() }) }
+    }
+
+    /// The guest writes a register (0..=7). A writer that fails loses the byte, as a cut cable would.
+    pub fn write(&self, register: u8, value: u8) {
+        let mut inner = self.lock();
+        let _lost_when_the_output_is_gone = inner.serial.write(register, value);
+        inner.refill();
+    }
+
+    /// The guest reads a register (0..=7).
+    pub fn read(&self, register: u8) -> u8 {
+        let mut inner = self.lock();
+        let value = inner.serial.read(register);
+        inner.refill();
+        value
+    }
+
+    /// Queues bytes for the guest and returns how many were taken; the rest did not fit.
+    pub fn send(&self, bytes: &[u8]) -> usize {
+        let mut inner = self.lock();
+        let taken = bytes.len().min(INPUT_QUEUE_BYTES - inner.input.len());
+        inner.input.extend(&bytes[..taken]);
+        inner.refill();
+        taken
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Moves waiting input into the FIFO when the guest has emptied it.
+    fn refill(&mut self) {
+        let room = self.serial.fifo_capacity();
+        if self.input.is_empty() || room < FIFO_BYTES {
+            return;
+        }
+        let chunk: Vec<u8> = self.input.iter().take(room).copied().collect();
+        // A guest that has the UART in loopback mode takes nothing now; the next access tries again.
+        if let Ok(taken) = self.serial.enqueue_raw_bytes(&chunk) {
+            self.input.drain(..taken);
+        }
+    }
+}
+
+/// The FIFO of vm-superio's UART, in bytes.
+const FIFO_BYTES: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    const DATA: u8 = 0;
+    const LINE_STATUS: u8 = 5;
+    const MODEM_CONTROL: u8 = 4;
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn uart() -> (Uart, Sink) {
+        let sink = Sink::default();
+        let irq = IrqLine(EventFd::new(0).unwrap());
+        (Uart::new(irq, Box::new(sink.clone())), sink)
+    }
+
+    #[test]
+    fn long_input_arrives_whole_and_in_order() {
+        let (uart, _) = uart();
+        let input: Vec<u8> = (0..1000u32).map(|i| i as u8).collect();
+        assert_eq!(uart.send(&input), input.len());
+        let mut got = Vec::new();
+        while uart.read(LINE_STATUS) & 1 != 0 {
+            got.push(uart.read(DATA));
+        }
+        assert_eq!(got, input);
+    }
+
+    #[test]
+    fn input_over_the_queue_is_refused() {
+        let (uart, _) = uart();
+        assert_eq!(uart.send(&[0; FIFO_BYTES]), FIFO_BYTES, "goes to the FIFO");
+        assert_eq!(uart.send(&vec![0; 2 * INPUT_QUEUE_BYTES]), INPUT_QUEUE_BYTES);
+        assert_eq!(uart.send(&[0]), 0);
+    }
+
+    #[test]
+    fn a_guest_in_loopback_mode_loses_no_input() {
+        let (uart, sink) = uart();
+        uart.write(MODEM_CONTROL, 1 << 4);
+        assert_eq!(uart.send(b"later"), 5);
+        assert_eq!(uart.read(LINE_STATUS) & 1, 0);
+        uart.write(MODEM_CONTROL, 1 << 3);
+        assert_eq!(uart.read(DATA), b'l');
+        uart.write(DATA, b'x');
+        assert_eq!(*sink.0.lock().unwrap(), b"x");
+    }
+}

@@ -1,0 +1,21 @@
+//! nowait: a small KVM virtual machine monitor whose guest RAM is demand-paged by userfaultfd.
+//!
+//! The only crate that touches KVM. Start with `ARCHITECTURE.md`; in the code, with [`machine`].
+
+pub mod agent;
+pub mod boot;
+pub mod commands;
+pub mod devices;
+pub mod doctor;
+mod events;
+pub mod exit;
+pub mod kvm;
+pub mod machine;
+pub mod output;
+pub mod probe;
+pub mod sigbus;
+pub mod size;
+pub mod spec;
+pub mod stall;
+pub mod terminal;
+mod threads;

@@ -1,0 +1,246 @@
+//! One guest from start to end: RAM, KVM, devices, threads, and the loop that waits for the end.
+//!
+//! ```text
+//!   build()     Spec -> GuestRam (loaded through the alias) -> VM, vCPUs -> Pager -> Machine
+//!   run()       one thread a vCPU, the pager's thread, and this one:
+//!
+//!      vCPU threads --- ExitReason ---+
+//!      COM2 -------- agent reports ---+--> main loop --> stop vCPUs --> Outcome
+//!      terminal, signals, time-out ---+
+//! ```
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
+
+use guest_memory::{GuestRam, LayoutError, Pager, PagerConfig, PagerError, RamError, RamLayout};
+use kvm_ioctls::VmFd;
+use serde::Serialize;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::agent::{self, LineSink};
+use crate::boot::{self, BootError, Payload, regs};
+use crate::devices::power::Power;
+use crate::devices::serial::{IrqLine, Uart};
+use crate::devices::{Bus, ports};
+use crate::events::{Events, Input};
+use crate::exit::{self, ExitReason};
+use crate::kvm::vcpu::Vcpu;
+use crate::kvm::{self, KvmError, cpuid};
+use crate::size;
+use crate::spec::{ConsoleKind, Spec};
+use crate::threads::VcpuThreads;
+
+/// Why a guest could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The size of RAM.
+    #[error("--memory: {0}")]
+    Layout(#[from] LayoutError),
+    /// More RAM than the guest can address.
+    #[error(
+        "--memory {}: guest physical addresses have {bits} bits on this host, which is {}; give less",
+        size::show(*bytes), size::show(1 << *bits)
+    )]
+    TooWide {
+        /// What was asked for.
+        bytes: u64,
+        /// The width.
+        bits: u32,
+    },
+    /// Guest RAM.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// The pager.
+    #[error(transparent)]
+    Pager(#[from] PagerError),
+    /// Kernel, initrd or tables.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// A thread, a descriptor, a signal handler.
+    #[error("cannot {what}: {source}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// The error.
+        source: std::io::Error,
+    },
+}
+
+impl MachineError {
+    /// Says what was tried.
+    pub(crate) fn host(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Host { what, source }
+    }
+
+    /// The exit code that goes with it.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Layout(_)
+            | Self::TooWide { .. }
+            | Self::Boot(_)
+            | Self::Kvm(KvmError::TooManyCpus { .. }) => exit::OPERAND,
+            Self::Kvm(_) | Self::Ram(_) | Self::Pager(_) => exit::HOST,
+            Self::Host { .. } => exit::FAILURE,
+        }
+    }
+}
+
+/// How a run went; `--json` writes it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// The schema of this object.
+    pub schema: &'static str,
+    /// Why it ended.
+    pub exit: Exit,
+    /// From the first vCPU's start to the end, in microseconds.
+    pub elapsed_us: u64,
+    /// Processors.
+    pub cpus: u32,
+    /// Guest RAM in bytes.
+    pub memory_bytes: u64,
+    /// Who handled async page faults.
+    pub apf: cpuid::Apf,
+    /// Agent requests that were never sent.
+    pub requests_unsent: usize,
+    /// What the pager did.
+    pub pager: guest_memory::PagerStats,
+}
+
+/// Why a run ended, with the exit code.
+#[derive(Clone, Debug, Serialize)]
+pub struct Exit {
+    /// Why.
+    #[serde(flatten)]
+    pub reason: ExitReason,
+    /// The exit code of the process.
+    pub code: u8,
+}
+
+/// The schema of [`Outcome`].
+pub const SCHEMA: &str = "nowait.run/1";
+
+/// A guest that is ready to run.
+pub struct Machine {
+    spec: Spec,
+    /// Kept for its file descriptor: the VM lives as long as it.
+    _vm: VmFd,
+    vcpus: Vec<Vcpu>,
+    bus: Arc<Bus>,
+    pager: Arc<Pager>,
+    messages: Receiver<agent::Message>,
+    message_event: EventFd,
+}
+
+impl Machine {
+    /// Builds a guest: nothing of its RAM is present but what the loader wrote.
+    ///
+    /// # Errors
+    /// When an operand does not fit, or the host cannot.
+    pub fn build(spec: Spec) -> Result<Self, MachineError> {
+        let kvm = kvm::open()?;
+        let supported = cpuid::supported(&kvm)?;
+        let layout = RamLayout::new(spec.memory_bytes)?;
+        check_width(&layout, spec.memory_bytes, cpuid::physical_address_bits(&supported))?;
+        let vm = kvm::create_vm(&kvm, spec.cpus)?;
+
+        let mut ram = GuestRam::new(&layout)?;
+        let memory = ram.loader();
+        regs::write_gdt(memory)?;
+        let payload = Payload {
+            kernel: &spec.kernel,
+            initrd: spec.initrd.as_deref(),
+            cmdline: &spec.cmdline,
+            cpus: spec.cpus,
+        };
+        let entry = boot::load(memory, &layout, &payload)?;
+        kvm::add_memory(&vm, &ram.slots())?;
+        let mut vcpus = Vec::new();
+        for index in 0..spec.cpus {
+            let cpuid = cpuid::for_vcpu(supported.as_slice(), index, spec.cpus, spec.apf);
+            vcpus.push(Vcpu::new(&vm, index, &cpuid)?);
+        }
+        vcpus[0].set_entry(entry)?;
+        let pager = Arc::new(ram.start(PagerConfig {
+            store: spec.store,
+            fault_around_bytes: spec.fault_around_bytes,
+            populate: spec.populate,
+        })?);
+
+        let (sink, messages) = sync_channel(agent::QUEUE_MESSAGES);
+        let message_event = event("make an eventfd")?;
+        let wake = message_event.try_clone().map_err(MachineError::host("clone an eventfd"))?;
+        let console_out: Box<dyn std::io::Write + Send> = match spec.console {
+            ConsoleKind::Stdio => Box::new(std::io::stdout()),
+            ConsoleKind::None => Box::new(std::io::sink()),
+        };
+        let console = uart(&vm, ports::COM1_IRQ, console_out)?;
+        let agent = uart(&vm, ports::COM2_IRQ, Box::new(LineSink::new(sink, wake)))?;
+        let power = Power::new(spec.debug_exit);
+        let bus = Arc::new(Bus::new(console, agent, power, Arc::clone(&pager)));
+        Ok(Self { spec, _vm: vm, vcpus, bus, pager, messages, message_event })
+    }
+
+    /// Runs the guest to its end. Reports of the agent go to `report` as they come.
+    ///
+    /// # Errors
+    /// When threads or signal handlers cannot be set up.
+    pub fn run(self, report: Option<Box<dyn std::io::Write>>) -> Result<Outcome, MachineError> {
+        let exits = event("make an eventfd")?;
+        let (spec, pager) = (self.spec, self.pager);
+        let input = Input {
+            console: spec.console,
+            deadline: spec.timeout.map(|timeout| Instant::now() + timeout),
+            requests: spec.requests,
+            report,
+        };
+        let mut events =
+            Events::new(input, Arc::clone(&self.bus), self.messages, self.message_event)?;
+        let started = Instant::now();
+        let threads = VcpuThreads::start(self.vcpus, &self.bus, &exits)?;
+        let reason = events.wait(&threads, &exits, &pager)?;
+        // Vcpu threads may wait for the main loop to take a message: it is gone from here on.
+        let requests_unsent = events.close();
+        threads.stop(STOP_TIMEOUT);
+        // Before the VM goes: destroying it waits for KVM's workers, and these may wait for pages.
+        // A pager that failed cannot settle; its counters are as good as they get.
+        let _ = pager.settle();
+        let pager_stats = pager.stats();
+        pager.shutdown();
+        let code = reason.code();
+        Ok(Outcome {
+            schema: SCHEMA,
+            exit: Exit { reason, code },
+            elapsed_us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+            cpus: spec.cpus,
+            memory_bytes: spec.memory_bytes,
+            apf: spec.apf,
+            requests_unsent,
+            pager: pager_stats,
+        })
+    }
+}
+
+/// How long the vCPU threads may take to leave KVM_RUN before the process ends without them.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+fn check_width(layout: &RamLayout, bytes: u64, bits: u32) -> Result<(), MachineError> {
+    let fits = bits >= 64 || layout.end_gpa().0 <= 1 << bits;
+    if fits { Ok(()) } else { Err(MachineError::TooWide { bytes, bits }) }
+}
+
+fn event(what: &'static str) -> Result<EventFd, MachineError> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(MachineError::host(what))
+}
+
+fn uart(
+    vm: &VmFd,
+    irq: u8,
+    out: Box<dyn std::io::Write + Send>,
+) -> Result<Arc<Uart>, MachineError> {
+    Ok(Arc::new(Uart::new(IrqLine(kvm::irq_line(vm, irq)?), out)))
+}

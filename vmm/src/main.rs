@@ -1,0 +1,7 @@
+//! The `nowait` binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(vmm::commands::main())
+}

@@ -1,0 +1,313 @@
+//! `nowait run`: its arguments, and the checked description of a run that the machine is built from.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use guest_memory::StoreSpec;
+use nowait_wire::agent;
+
+use crate::boot::detect::{Kernel, KernelError};
+use crate::boot::layout::CMDLINE_MAX_BYTES;
+use crate::kvm::cpuid::Apf;
+use crate::size;
+
+/// What every kernel command line begins with.
+///
+/// `panic=-1` makes a panic end the guest; `swiotlb=noforce` keeps Linux from setting 64 MiB aside for
+/// bounce buffers that no device here needs.
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1 swiotlb=noforce";
+/// The smallest guest, in bytes.
+pub const MIN_MEMORY_BYTES: u64 = 4 << 20;
+/// The most processors of a guest.
+pub const MAX_CPUS: i64 = 32;
+/// The longest file of agent requests, in bytes.
+pub const MAX_REQUESTS_BYTES: u64 = 1 << 20;
+
+/// Launch a guest whose RAM is demand-paged by userfaultfd.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Kernel: an ELF vmlinux (PVH), a bzImage, or a Multiboot 1 ELF32 kernel
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// Initial RAM disk, or the module of a Multiboot kernel
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Appended to the kernel command line "console=ttyS0 panic=-1 swiotlb=noforce"
+    /// (a Multiboot kernel gets only this)
+    #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
+    pub cmdline: String,
+    /// Number of processors, 1 to 32
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_CPUS))]
+    pub cpus: u32,
+    /// Guest RAM: a size such as 128M or 4G; more than the host has is fine
+    #[arg(long, value_name = "SIZE", default_value = "128M")]
+    pub memory: String,
+    /// Who handles async page faults
+    #[arg(long, value_enum, default_value_t = Apf::Kernel)]
+    pub apf: Apf,
+    /// Where evicted pages go: "memory", or "delay=20ms" for a store that takes that long to read a page
+    #[arg(long, value_name = "STORE", default_value = "memory")]
+    pub store: StoreSpec,
+    /// Never-touched RAM that one fault brings in, a power of two of at least 4K
+    #[arg(long, value_name = "SIZE", default_value = "64K")]
+    pub fault_around: String,
+    /// Have all RAM present at start (for comparison)
+    #[arg(long)]
+    pub populate: bool,
+    /// Add QEMU's isa-debug-exit device at port 0xf4: exit code (value << 1) | 1
+    #[arg(long)]
+    pub debug_exit: bool,
+    /// The first UART: this terminal (Ctrl-A x ends the run, Ctrl-A h helps), or nothing
+    #[arg(long, value_enum, default_value_t = ConsoleKind::Stdio)]
+    pub console: ConsoleKind,
+    /// Requests for the guest agent, one JSON object a line
+    #[arg(long, value_name = "FILE")]
+    pub requests: Option<PathBuf>,
+    /// Where the agent's reports go, one JSON object a line ("-" is standard output)
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Write how the run went to FILE when it ends ("-" is standard output)
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// End the run after this many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: Option<u64>,
+}
+
+/// What the first UART is joined to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ConsoleKind {
+    /// Standard input and output.
+    Stdio,
+    /// Nothing.
+    None,
+}
+
+/// Why a description of a run was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// The kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// A size.
+    #[error("{option}: {source}")]
+    Size {
+        /// The option.
+        option: &'static str,
+        /// Why.
+        source: size::SizeError,
+    },
+    /// Too little memory.
+    #[error("--memory {0}: a guest needs at least {min}", min = size::show(MIN_MEMORY_BYTES))]
+    MemoryTooSmall(String),
+    /// Not a whole number of pages.
+    #[error("--memory {0}: not a multiple of the page size; give a multiple of 4K")]
+    MemoryNotAligned(String),
+    /// Not a power of two, or too small or large.
+    #[error("--fault-around {0}: give a power of two from 4K to 2M")]
+    FaultAround(String),
+    /// Too long.
+    #[error(
+        "--cmdline: the kernel command line has {0} bytes, and kernels take at most {CMDLINE_MAX_BYTES}: shorten it"
+    )]
+    CmdlineTooLong(usize),
+    /// A NUL or a line break.
+    #[error(
+        "--cmdline: it contains a control character: a kernel command line is one line of text"
+    )]
+    CmdlineControl,
+    /// The requests cannot be read.
+    #[error("--requests '{path}': {detail}")]
+    Requests {
+        /// The file.
+        path: PathBuf,
+        /// Why, with the line.
+        detail: String,
+    },
+    /// Both on one stream.
+    #[error(
+        "standard output cannot carry {0} beside another stream: add --console none, or give a file"
+    )]
+    StdoutTwice(&'static str),
+}
+
+/// A checked description of a run.
+#[derive(Debug)]
+pub struct Spec {
+    /// The kernel, open.
+    pub kernel: Kernel,
+    /// The initrd.
+    pub initrd: Option<PathBuf>,
+    /// The whole kernel command line.
+    pub cmdline: String,
+    /// Processors.
+    pub cpus: u32,
+    /// Guest RAM in bytes.
+    pub memory_bytes: u64,
+    /// Who handles async page faults.
+    pub apf: Apf,
+    /// Where evicted pages go.
+    pub store: StoreSpec,
+    /// Fault-around in bytes.
+    pub fault_around_bytes: u64,
+    /// All RAM present at start.
+    pub populate: bool,
+    /// The debug-exit port.
+    pub debug_exit: bool,
+    /// The first UART.
+    pub console: ConsoleKind,
+    /// Requests for the agent.
+    pub requests: Vec<agent::Request>,
+    /// Where reports go.
+    pub report: Option<PathBuf>,
+    /// Where the summary goes.
+    pub json: Option<PathBuf>,
+    /// The longest run.
+    pub timeout: Option<Duration>,
+}
+
+const STDOUT: &str = "-";
+const PAGE_BYTES: u64 = 4096;
+const MAX_FAULT_AROUND_BYTES: u64 = 2 << 20;
+
+impl Spec {
+    /// Checks the arguments.
+    ///
+    /// # Errors
+    /// When one is wrong; the message names it.
+    pub fn from_args(args: RunArgs) -> Result<Self, SpecError> {
+        let kernel = Kernel::open(&args.kernel)?;
+        let memory_bytes = memory_bytes(&args.memory)?;
+        let fault_around_bytes = fault_around_bytes(&args.fault_around)?;
+        check_stdout(&args)?;
+        let requests = match &args.requests {
+            Some(path) => read_requests(path)?,
+            None => Vec::new(),
+        };
+        let multiboot = kernel.format == crate::boot::detect::Format::Multiboot;
+        let cmdline = cmdline(&args.cmdline, multiboot, args.requests.is_some())?;
+        Ok(Self {
+            kernel,
+            initrd: args.initrd,
+            cmdline,
+            cpus: args.cpus,
+            memory_bytes,
+            apf: args.apf,
+            store: args.store,
+            fault_around_bytes,
+            populate: args.populate,
+            debug_exit: args.debug_exit,
+            console: args.console,
+            requests,
+            report: args.report,
+            json: args.json,
+            timeout: args.timeout.map(Duration::from_secs),
+        })
+    }
+}
+
+/// Only one of console, reports and summary may have standard output.
+fn check_stdout(args: &RunArgs) -> Result<(), SpecError> {
+    let mut streams = [(&args.report, "--report"), (&args.json, "--json")]
+        .into_iter()
+        .filter(|(path, _)| path.as_deref() == Some(Path::new(STDOUT)))
+        .map(|(_, name)| name);
+    match (streams.next(), streams.next()) {
+        (Some(name), None) if args.console == ConsoleKind::Stdio => {
+            Err(SpecError::StdoutTwice(name))
+        }
+        (_, Some(name)) => Err(SpecError::StdoutTwice(name)),
+        _ => Ok(()),
+    }
+}
+
+fn memory_bytes(text: &str) -> Result<u64, SpecError> {
+    let bytes =
+        size::parse(text).map_err(|source| SpecError::Size { option: "--memory", source })?;
+    if bytes < MIN_MEMORY_BYTES {
+        return Err(SpecError::MemoryTooSmall(text.into()));
+    }
+    if !bytes.is_multiple_of(PAGE_BYTES) {
+        return Err(SpecError::MemoryNotAligned(text.into()));
+    }
+    Ok(bytes)
+}
+
+fn fault_around_bytes(text: &str) -> Result<u64, SpecError> {
+    let bytes =
+        size::parse(text).map_err(|source| SpecError::Size { option: "--fault-around", source })?;
+    let fits = (PAGE_BYTES..=MAX_FAULT_AROUND_BYTES).contains(&bytes) && bytes.is_power_of_two();
+    if fits { Ok(bytes) } else { Err(SpecError::FaultAround(text.into())) }
+}
+
+fn cmdline(extra: &str, multiboot: bool, serve: bool) -> Result<String, SpecError> {
+    if extra.chars().any(char::is_control) {
+        return Err(SpecError::CmdlineControl);
+    }
+    let serve = if serve { format!("{}=serve", agent::CMDLINE_KEY) } else { String::new() };
+    let parts = if multiboot { ["", extra, ""] } else { [DEFAULT_CMDLINE, extra, &serve] };
+    let line = parts.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(" ");
+    if line.len() > CMDLINE_MAX_BYTES {
+        Err(SpecError::CmdlineTooLong(line.len()))
+    } else {
+        Ok(line)
+    }
+}
+
+fn read_requests(path: &Path) -> Result<Vec<agent::Request>, SpecError> {
+    let refuse = |detail: String| SpecError::Requests { path: path.to_owned(), detail };
+    let size = std::fs::metadata(path).map_err(|e| refuse(e.to_string()))?.len();
+    if size > MAX_REQUESTS_BYTES {
+        return Err(refuse(format!("it has {size} bytes; at most {MAX_REQUESTS_BYTES} are read")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| refuse(e.to_string()))?;
+    text.lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty())
+        .map(|(index, line)| {
+            agent::decode_line(line.as_bytes())
+                .map_err(|error| refuse(format!("line {}: {error}", index + 1)))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_checked() {
+        assert_eq!(memory_bytes("128M").unwrap(), 128 << 20);
+        assert!(matches!(memory_bytes("0"), Err(SpecError::MemoryTooSmall(_))));
+        assert!(matches!(memory_bytes("1M"), Err(SpecError::MemoryTooSmall(_))));
+        assert!(matches!(memory_bytes("134217729"), Err(SpecError::MemoryNotAligned(_))));
+        assert!(matches!(memory_bytes("lots"), Err(SpecError::Size { .. })));
+    }
+
+    #[test]
+    fn fault_around_is_a_power_of_two_in_range() {
+        assert_eq!(fault_around_bytes("4K").unwrap(), 4096);
+        assert_eq!(fault_around_bytes("2M").unwrap(), 2 << 20);
+        for bad in ["2K", "12K", "4M", "0"] {
+            assert!(fault_around_bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_put_together_and_bounded() {
+        assert_eq!(cmdline("", false, false).unwrap(), DEFAULT_CMDLINE);
+        assert_eq!(
+            cmdline("quiet", false, true).unwrap(),
+            format!("{DEFAULT_CMDLINE} quiet nowait.agent=serve")
+        );
+        assert_eq!(cmdline("a b", true, false).unwrap(), "a b");
+        let fits = CMDLINE_MAX_BYTES - DEFAULT_CMDLINE.len() - 1;
+        assert!(cmdline(&"x".repeat(fits), false, false).is_ok());
+        assert!(matches!(
+            cmdline(&"x".repeat(fits + 1), false, false),
+            Err(SpecError::CmdlineTooLong(2048))
+        ));
+        assert!(matches!(cmdline("a\nb", false, false), Err(SpecError::CmdlineControl)));
+    }
+}

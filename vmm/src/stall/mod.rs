@@ -1,0 +1,282 @@
+//! `nowait stall`: how long a guest's processors stall under paging, as a table and as JSON.
+//!
+//! ```text
+//!   for each (vcpus, apf): one `nowait run` in a process of its own   (child)
+//!       idle, user x threads…, copy x threads…: what it reports       (session, pure)
+//!           -> heartbeats of all vCPUs merged, percentiles            (overrun, document)
+//!           -> a row of the table                                     (table)
+//!   at the end: the JSON document, whatever became of the runs
+//! ```
+//!
+//! A boot of its own for every combination, so that none inherits the state of another; a process of
+//! its own, so that a guest that goes wrong costs its own rows only.
+
+mod child;
+mod document;
+mod overrun;
+mod plan;
+mod session;
+mod table;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+
+use crate::exit;
+use crate::output::{OutputError, OutputFile};
+use crate::size::SizeError;
+use child::{Child, Heard};
+pub use document::{ACCEL_NESTED, ACCEL_VARIABLE, Config, Document, Failure, Host, Run, SCHEMA};
+pub use overrun::{HistogramError, Summary};
+pub use plan::StallArgs;
+use plan::{Boot, Plan};
+pub use session::SessionError;
+use session::{Session, Step};
+
+/// How often a signal to us is looked for while a guest is silent.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Why `nowait stall` gave up, or what its result lacks.
+#[derive(Debug, thiserror::Error)]
+pub enum StallError {
+    /// The size of guest memory.
+    #[error("--memory: {0}")]
+    Memory(#[source] SizeError),
+    /// The file for the result.
+    #[error("--json: {0}")]
+    Output(#[from] OutputError),
+    /// Our own requests do not fit the protocol.
+    #[error("cannot encode the requests for the guest agent: {0}")]
+    Request(#[source] nowait_wire::agent::LineError),
+    /// A child process.
+    #[error("cannot run a guest in a process of its own: {0}")]
+    Child(#[source] io::Error),
+    /// A child refused its operands, or its host: so will all others.
+    #[error("{message}")]
+    Refused {
+        /// The child's exit code.
+        code: u8,
+        /// What it said.
+        message: String,
+    },
+    /// The signal handlers.
+    #[error("cannot install signal handlers: {0}")]
+    Signals(#[source] io::Error),
+    /// The table's reader is gone.
+    #[error("cannot write the table: {0}")]
+    Table(#[source] io::Error),
+    /// The result cannot be written as JSON.
+    #[error("cannot encode the result as JSON: {0}")]
+    Json(#[source] serde_json::Error),
+    /// A signal.
+    #[error("stopped by a signal")]
+    Stopped,
+    /// Runs are missing or measured too little.
+    #[error("the measurement is incomplete: {complete} of {planned} runs are complete")]
+    Incomplete {
+        /// Complete runs.
+        complete: usize,
+        /// All runs.
+        planned: usize,
+    },
+    /// Wrong bytes.
+    #[error("{0} pages did not hold what was written to them")]
+    DataErrors(u64),
+}
+
+impl StallError {
+    /// The exit code of the process.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Memory(_) | Self::Output(_) => exit::OPERAND,
+            Self::Refused { code, .. } => *code,
+            Self::Request(_)
+            | Self::Child(_)
+            | Self::Signals(_)
+            | Self::Table(_)
+            | Self::Json(_) => exit::FAILURE,
+            Self::Stopped => exit::STOPPED,
+            Self::Incomplete { .. } | Self::DataErrors(_) => exit::MEASUREMENT,
+        }
+    }
+}
+
+/// Runs the command: the exit code of the process.
+#[must_use]
+pub fn main(args: StallArgs) -> u8 {
+    match run(args) {
+        Ok(_) => exit::OK,
+        Err(error) => {
+            let line = error.to_string();
+            let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
+            let _ = writeln!(io::stderr(), "nowait: {line}");
+            error.exit_code()
+        }
+    }
+}
+
+/// Makes all runs and prints the table; writes the JSON document if one is asked for, also when runs
+/// are missing.
+///
+/// # Errors
+/// When it cannot go on, or when the measurement is incomplete or found data errors.
+pub fn run(args: StallArgs) -> Result<Document, StallError> {
+    let plan = Plan::new(&args)?;
+    let json = args.json.as_deref().map(OutputFile::open).transpose()?;
+    let to_stderr = json.as_ref().is_some_and(OutputFile::is_stdout);
+    let mut out: Box<dyn Write> =
+        if to_stderr { Box::new(io::stderr()) } else { Box::new(io::stdout()) };
+    let mut driver = Driver {
+        program: std::env::current_exe().map_err(StallError::Child)?,
+        requests: plan.requests()?,
+        document: Document::new(&args),
+        stop: stop_flag().map_err(StallError::Signals)?,
+        headed: false,
+        args,
+        plan,
+    };
+    let result = driver.run(&mut *out);
+    let mut document = driver.document;
+    document.judge(&driver.plan);
+    // Whatever was measured is kept, unless nothing was.
+    if let Some(json) = json
+        && !(document.runs.is_empty() && result.is_err())
+    {
+        let mut text = serde_json::to_vec_pretty(&document).map_err(StallError::Json)?;
+        text.push(b'\n');
+        json.write(&text)?;
+    }
+    result?;
+    verdict(document, driver.plan.boots.len() * driver.plan.workloads.len())
+}
+
+fn verdict(document: Document, planned: usize) -> Result<Document, StallError> {
+    match document.data_errors() {
+        0 if document.complete => Ok(document),
+        0 => Err(StallError::Incomplete {
+            complete: document.runs.iter().filter(|run| run.complete).count(),
+            planned,
+        }),
+        errors => Err(StallError::DataErrors(errors)),
+    }
+}
+
+/// A flag that is set when someone wants us to end.
+fn stop_flag() -> io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    Ok(stop)
+}
+
+/// What all boots share.
+struct Driver {
+    args: StallArgs,
+    plan: Plan,
+    program: PathBuf,
+    requests: Vec<u8>,
+    document: Document,
+    stop: Arc<AtomicBool>,
+    headed: bool,
+}
+
+impl Driver {
+    fn run(&mut self, out: &mut dyn Write) -> Result<(), StallError> {
+        for boot in self.plan.boots.clone() {
+            if let Some(message) = self.boot(boot, out)? {
+                self.document.failures.push(Failure::new(boot, message));
+            }
+        }
+        table::foot(out, &self.document).map_err(StallError::Table)
+    }
+
+    /// Makes one boot with all its runs; gives why it ended early, if it did.
+    fn boot(&mut self, boot: Boot, out: &mut dyn Write) -> Result<Option<String>, StallError> {
+        let deadline = Instant::now() + self.plan.timeout;
+        let mut session = Session::new(boot, &self.plan.workloads);
+        let child = Child::start(&mut self.command(boot), &self.requests);
+        let child = child.map_err(StallError::Child)?;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(StallError::Stopped);
+            }
+            if left.is_zero() {
+                let seconds = self.plan.timeout.as_secs();
+                let missing = session.missing();
+                return Ok(Some(format!("{missing} runs were not over within {seconds} s")));
+            }
+            let step = match child.hear(left.min(LOOK_AGAIN)) {
+                Heard::Nothing => continue,
+                Heard::End => break,
+                Heard::TooLong => {
+                    return Ok(Some(nowait_wire::agent::LineError::TooLong.to_string()));
+                }
+                Heard::Line(line) => session.on_line(&line),
+            };
+            match step {
+                Err(error) => return Ok(Some(error.to_string())),
+                Ok(Step::Up) => self.head_once(out)?,
+                Ok(Step::Refused(why)) => self.document.failures.push(Failure::new(boot, why)),
+                Ok(Step::Run(run)) => {
+                    table::row(out, &run).map_err(StallError::Table)?;
+                    self.document.runs.push(*run);
+                }
+            }
+        }
+        let (status, complaint) = child.end().map_err(StallError::Child)?;
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(StallError::Stopped);
+        }
+        judge_end(status.code(), session.is_over(), complaint)
+    }
+
+    /// Prints the table's head when the first guest is up, so that a wrong operand is not below it.
+    fn head_once(&mut self, out: &mut dyn Write) -> Result<(), StallError> {
+        if std::mem::replace(&mut self.headed, true) {
+            return Ok(());
+        }
+        let heartbeat_us = self.document.config.heartbeat_us;
+        table::head(out, &self.document.host, heartbeat_us).map_err(StallError::Table)
+    }
+
+    fn command(&self, boot: Boot) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("run").arg("--kernel").arg(&self.args.kernel);
+        command.arg("--initrd").arg(&self.args.initrd);
+        command.args(["--cpus", &boot.vcpus.to_string(), "--apf", &boot.apf.to_string()]);
+        command.args(["--memory", &self.args.memory, "--store", &self.args.store.to_string()]);
+        // Its standard input by a name that is there without udev.
+        command.args(["--console", "none", "--requests", "/proc/self/fd/0", "--report", "-"]);
+        command
+    }
+}
+
+/// What the end of a child means: nothing, a boot whose rows are missing, or the end of it all.
+fn judge_end(
+    code: Option<i32>,
+    over: bool,
+    complaint: String,
+) -> Result<Option<String>, StallError> {
+    let code = code.and_then(|code| u8::try_from(code).ok());
+    match code {
+        Some(exit::OK) if over => Ok(None),
+        Some(exit::OK) => Ok(Some("the guest powered off before all runs were over".to_owned())),
+        Some(code @ (exit::USAGE | exit::OPERAND | exit::HOST)) => {
+            Err(StallError::Refused { code, message: complaint })
+        }
+        _ if !complaint.is_empty() => Ok(Some(complaint)),
+        Some(code) => Ok(Some(format!("`nowait run` ended with exit code {code}"))),
+        None => Ok(Some("`nowait run` was killed".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,109 @@
+//! The user's terminal while a guest has it: raw mode, put back on every way out, and the escape key.
+//!
+//! Ctrl-A begins a command, as in QEMU: `x` ends the run, `h` shows help, `a` or Ctrl-A sends Ctrl-A.
+
+use std::io::{self, Stdin};
+
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
+
+/// The key that begins a command: Ctrl-A.
+pub const ESCAPE: u8 = 0x01;
+/// What `Ctrl-A h` prints.
+pub const HELP: &str =
+    "\r\nCtrl-A x  end the run\r\nCtrl-A h  this help\r\nCtrl-A a  send Ctrl-A\r\n";
+
+/// Raw mode on standard input; the former mode comes back when it is dropped.
+#[derive(Debug)]
+pub struct RawMode {
+    stdin: Stdin,
+    before: Termios,
+}
+
+impl RawMode {
+    /// Sets raw mode if standard input is a terminal.
+    ///
+    /// # Errors
+    /// When the terminal refuses.
+    pub fn enter() -> io::Result<Option<Self>> {
+        let stdin = io::stdin();
+        if !isatty(&stdin) {
+            return Ok(None);
+        }
+        let before = tcgetattr(&stdin)?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(&stdin, OptionalActions::Drain, &raw)?;
+        Ok(Some(Self { stdin, before }))
+    }
+}
+
+impl Drop for RawMode {
+    fn drop(&mut self) {
+        // Nothing more can be done when the terminal is gone.
+        let _ = tcsetattr(&self.stdin, OptionalActions::Drain, &self.before);
+    }
+}
+
+/// What typed bytes ask for, besides what goes to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Command {
+    /// Nothing.
+    None,
+    /// Show [`HELP`].
+    Help,
+    /// End the run.
+    Quit,
+}
+
+/// Tells the user's commands from what goes to the guest.
+#[derive(Debug, Default)]
+pub struct EscapeFilter {
+    escaped: bool,
+}
+
+impl EscapeFilter {
+    /// Takes typed bytes; appends those for the guest to `guest`.
+    pub fn feed(&mut self, typed: &[u8], guest: &mut Vec<u8>) -> Command {
+        let mut command = Command::None;
+        for &byte in typed {
+            match (std::mem::take(&mut self.escaped), byte) {
+                (false, ESCAPE) => self.escaped = true,
+                (false, _) => guest.push(byte),
+                (true, b'x' | b'X') => return Command::Quit,
+                (true, b'h' | b'H' | b'?') => command = Command::Help,
+                (true, b'a' | b'A' | ESCAPE) => guest.push(ESCAPE),
+                (true, _) => {}
+            }
+        }
+        command
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn feed(parts: &[&[u8]]) -> (Vec<u8>, Vec<Command>) {
+        let (mut filter, mut guest) = (EscapeFilter::default(), Vec::new());
+        let commands = parts.iter().map(|part| filter.feed(part, &mut guest)).collect();
+        (guest, commands)
+    }
+
+    #[test]
+    fn ordinary_bytes_pass() {
+        assert_eq!(feed(&[b"ls\r", b"\x03"]).0, b"ls\r\x03");
+    }
+
+    #[test]
+    fn the_escape_may_be_cut_between_reads() {
+        assert_eq!(feed(&[b"a\x01", b"x"]), (b"a".to_vec(), vec![Command::None, Command::Quit]));
+        assert_eq!(feed(&[b"\x01h"]).1, [Command::Help]);
+    }
+
+    #[test]
+    fn the_escape_itself_can_be_sent() {
+        assert_eq!(feed(&[b"\x01a", b"\x01\x01b"]).0, b"\x01\x01b");
+        assert_eq!(feed(&[b"\x01zb"]).0, b"b", "an unknown command is swallowed");
+    }
+}
