@@ -1,0 +1,54 @@
+//! Tests with real guests, on the host's KVM or in the emulated nested machine: one module a topic.
+//!
+//! `cargo xtask test` builds this program, carries it to where guests run, and counts its results. A
+//! test that cannot run here says why and counts as skipped.
+#![forbid(unsafe_code)]
+
+mod bad_input;
+mod boot;
+mod doctor;
+mod exits;
+mod hostile;
+mod interactive;
+mod kernels;
+mod paging;
+mod signals;
+mod stall;
+mod terminal;
+
+use libtest_mimic::{Arguments, Completion, Trial};
+
+/// A test: a name and a function that panics when it fails.
+type Test = (&'static str, fn());
+
+fn main() {
+    let args = Arguments::from_args();
+    let topics: &[(&'static str, &[Test])] = &[
+        ("bad_input", bad_input::TESTS),
+        ("boot", boot::TESTS),
+        ("doctor", doctor::TESTS),
+        ("exits", exits::TESTS),
+        ("hostile", hostile::TESTS),
+        ("interactive", interactive::TESTS),
+        ("paging", paging::TESTS),
+        ("signals", signals::TESTS),
+        ("stall", stall::TESTS),
+    ];
+    let no_kvm =
+        (!std::path::Path::new("/dev/kvm").exists()).then_some("there is no /dev/kvm here");
+    let trials = topics
+        .iter()
+        .flat_map(|(topic, tests)| tests.iter().map(move |test| trial(topic, *test, no_kvm)))
+        .collect();
+    libtest_mimic::run(&args, trials).exit();
+}
+
+fn trial(topic: &str, (name, test): Test, skip: Option<&'static str>) -> Trial {
+    Trial::ignorable_test(format!("{topic}::{name}"), move || match skip {
+        Some(reason) => Ok(Completion::ignored_with(reason)),
+        None => {
+            test();
+            Ok(Completion::Completed)
+        }
+    })
+}

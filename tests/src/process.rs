@@ -1,0 +1,119 @@
+//! A child process with a time limit; whatever happens, it is gone afterwards.
+
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How often a running child is looked at.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// A finished child.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it wrote to standard output.
+    pub stdout: String,
+    /// What it wrote to standard error.
+    pub stderr: String,
+}
+
+impl Finished {
+    /// Its exit code; -1 when a signal ended it.
+    #[must_use]
+    pub fn code(&self) -> i32 {
+        self.status.code().unwrap_or(-1)
+    }
+
+    /// Checks the exit code, and shows everything when it is another.
+    ///
+    /// # Panics
+    /// When the code differs.
+    pub fn expect_code(&self, code: i32) {
+        assert!(
+            self.code() == code,
+            "exit code {} (signal {:?}), not {code}\n--- stdout\n{}\n--- stderr\n{}",
+            self.code(),
+            self.status.signal(),
+            self.stdout,
+            self.stderr
+        );
+    }
+
+    /// Checks that the command was refused as the house rules say: this code, one line on standard
+    /// error that contains each of these words, and no backtrace.
+    ///
+    /// # Panics
+    /// When it was not.
+    pub fn expect_refusal(&self, code: i32, words: &[&str]) {
+        self.expect_code(code);
+        let lines: Vec<&str> = self.stderr.lines().collect();
+        assert_eq!(lines.len(), 1, "one line, not:\n{}", self.stderr);
+        for word in words {
+            assert!(lines[0].contains(word), "'{word}' is not in: {}", lines[0]);
+        }
+        assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
+    }
+}
+
+/// Runs a command to its end.
+///
+/// # Panics
+/// When it cannot be started, or takes longer than `limit` (it is killed then).
+#[must_use]
+pub fn run(command: &mut Command, limit: Duration) -> Finished {
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+    finish(child, limit).unwrap_or_else(|so_far| {
+        panic!("{command:?} took longer than {limit:?}; so far:\n{}\n{}", so_far.0, so_far.1)
+    })
+}
+
+/// Waits for a child whose outputs are pipes; on time-out kills it and returns what it had written.
+///
+/// # Errors
+/// Both outputs, when the child did not end in time.
+///
+/// # Panics
+/// When the child cannot be waited for.
+pub fn finish(mut child: Child, limit: Duration) -> Result<Finished, (String, String)> {
+    let stdout = child.stdout.take().map(collect);
+    let stderr = child.stderr.take().map(collect);
+    let deadline = Instant::now() + limit;
+    let status = loop {
+        match child.try_wait().expect("a child can be waited for") {
+            Some(status) => break Some(status),
+            None if Instant::now() >= deadline => break None,
+            None => thread::sleep(POLL_INTERVAL),
+        }
+    };
+    if status.is_none() {
+        // It has not been waited for, so the pid is still its own.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    let text = |reader: Option<thread::JoinHandle<Vec<u8>>>| {
+        let bytes = reader.map(|reader| reader.join().unwrap_or_default()).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let (stdout, stderr) = (text(stdout), text(stderr));
+    match status {
+        Some(status) => Ok(Finished { status, stdout, stderr }),
+        None => Err((stdout, stderr)),
+    }
+}
+
+fn collect(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // What came before an error is still worth showing.
+        let _ = pipe.read_to_end(&mut bytes);
+        bytes
+    })
+}

@@ -1,0 +1,124 @@
+//! Medians, and how sure one may be of them.
+
+/// The seed of the resampling: the same numbers give the same interval.
+const SEED: u64 = 0x6e6f_7761_6974;
+/// How often the samples are resampled.
+const RESAMPLES: usize = 10_000;
+
+/// The median of some numbers; the mean of the middle two when their count is even.
+///
+/// # Panics
+/// When there is no number, or one is not a number.
+#[must_use]
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(|a, b| a.partial_cmp(b).expect("a number"));
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 {
+        sorted[middle]
+    } else {
+        f64::midpoint(sorted[middle - 1], sorted[middle])
+    }
+}
+
+/// A statistic with its bootstrap 95 % interval.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Estimate {
+    /// The statistic of the samples themselves.
+    pub value: f64,
+    /// The lower end of the interval.
+    pub low: f64,
+    /// The upper end of the interval.
+    pub high: f64,
+}
+
+impl Estimate {
+    /// Whether a value of at most `bar` is shown: `None` when the bar lies inside the interval.
+    #[must_use]
+    pub fn at_most(&self, bar: f64) -> Option<bool> {
+        if self.high <= bar {
+            Some(true)
+        } else if self.low > bar {
+            Some(false)
+        } else {
+            None
+        }
+    }
+}
+
+/// The ratio of the medians of `a` and `b`, measured in pairs (interleaved runs): pairs are resampled
+/// together (Efron, "Bootstrap Methods", 1979; percentile interval).
+///
+/// # Panics
+/// When the two differ in length or are empty.
+#[must_use]
+pub fn median_ratio(a: &[f64], b: &[f64]) -> Estimate {
+    assert_eq!(a.len(), b.len(), "interleaved runs come in pairs");
+    let mut random = SplitMix64(SEED);
+    let mut ratios: Vec<f64> = (0..RESAMPLES)
+        .map(|_| {
+            let picks: Vec<usize> = (0..a.len()).map(|_| random.below(a.len())).collect();
+            let pick = |from: &[f64]| median(&picks.iter().map(|i| from[*i]).collect::<Vec<_>>());
+            pick(a) / pick(b)
+        })
+        .collect();
+    ratios.sort_by(|x, y| x.partial_cmp(y).expect("a number"));
+    let at = |share: f64| ratios[((RESAMPLES - 1) as f64 * share).round() as usize];
+    Estimate { value: median(a) / median(b), low: at(0.025), high: at(0.975) }
+}
+
+/// Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014.
+struct SplitMix64(u64);
+
+impl SplitMix64 {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+
+    #[test]
+    fn a_clear_ratio_is_decided_and_a_noisy_one_is_not() {
+        let fast = [1.0, 1.01, 0.99, 1.0, 1.02];
+        let slow = [2.0, 2.02, 1.98, 2.01, 2.0];
+        let clear = median_ratio(&fast, &slow);
+        assert!(clear.low <= clear.value && clear.value <= clear.high);
+        assert_eq!(clear.at_most(0.8), Some(true));
+        assert_eq!(clear.at_most(0.3), Some(false));
+        let noisy = median_ratio(&[1.0, 3.0, 0.5, 2.0, 0.7], &[1.0, 1.0, 1.0, 1.0, 1.0]);
+        assert_eq!(noisy.at_most(1.0), None);
+    }
+
+    #[test]
+    fn the_interval_covers_the_truth_about_as_often_as_it_says() {
+        let mut random = SplitMix64(1);
+        // Skewed, positive, median ln 2.
+        let mut sample = || -(1.0 - random.below(1 << 30) as f64 / f64::from(1 << 30)).ln();
+        let covered = (0..60)
+            .filter(|_| {
+                let a: Vec<f64> = (0..31).map(|_| sample() + 1.0).collect();
+                let b: Vec<f64> = (0..31).map(|_| sample() + 1.0).collect();
+                let ratio = median_ratio(&a, &b);
+                ratio.low <= 1.0 && 1.0 <= ratio.high
+            })
+            .count();
+        assert!((50..=60).contains(&covered), "{covered} of 60");
+    }
+}
