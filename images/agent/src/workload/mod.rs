@@ -1,0 +1,332 @@
+//! Measured runs: heartbeats on every CPU beside threads that touch evicted pages.
+//!
+//! ```text
+//!   fill the pages -> evict them -> start all threads -> gate opens -> run -> results
+//!                                   heartbeat (one per CPU, SCHED_FIFO)  |
+//!                                   faulting  (SCHED_OTHER, not pinned)  | the same span of time
+//! ```
+
+mod evict;
+mod fault;
+mod gate;
+mod heartbeat;
+mod pattern;
+
+use std::io;
+use std::sync::atomic::AtomicU64;
+use std::thread::{self, Scope, ScopedJoinHandle};
+
+use nowait_wire::agent::{Kind, RunResult, Workload};
+
+use crate::sys;
+use fault::Faulting;
+use gate::Gate;
+use heartbeat::RUNNING;
+
+/// The largest number of faulting threads.
+const MAX_THREADS: u32 = 64;
+/// The largest number of pages in the buffer.
+const MAX_PAGES: u32 = 65_536;
+/// The longest run, in milliseconds.
+const MAX_DURATION_MS: u32 = 600_000;
+/// The shortest and the longest period of the heartbeat, in microseconds.
+const HEARTBEAT_US: std::ops::RangeInclusive<u32> = 100..=1_000_000;
+/// What must stay available beside the buffer, in KiB: thread stacks and histograms, which are
+/// locked in memory, and room for the kernel.
+const RESERVE_KIB: u64 = 16 * 1024;
+/// The stack of each thread of a run, in bytes; all of it is locked in memory.
+const STACK_BYTES: usize = 64 * 1024;
+/// From the opening of the gate to the start, in nanoseconds: enough for all threads to be asleep
+/// at their first deadline when it comes.
+const LEAD_NS: u64 = 10_000_000;
+
+/// Why a run could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WorkloadError {
+    /// A number of the request is out of its range.
+    #[error("{operand} is {value}, but it must be {range}")]
+    Operand {
+        operand: &'static str,
+        value: u32,
+        range: String,
+    },
+    /// The buffer does not fit into the guest.
+    #[error(
+        "{pages} pages need {needed_kib} KiB of guest memory and {available_kib} KiB are \
+         available: ask for fewer pages or give the guest more memory"
+    )]
+    TooLarge {
+        pages: u32,
+        needed_kib: u64,
+        available_kib: u64,
+    },
+    /// No memory for the pages.
+    #[error("cannot map the pages of the workload: {0}")]
+    Memory(#[source] io::Error),
+    /// The table of frames cannot be read.
+    #[error("cannot read /proc/self/pagemap (the guest kernel needs PROC_PAGE_MONITOR): {0}")]
+    Pagemap(#[source] io::Error),
+    /// A page that was just written has no frame.
+    #[error("/proc/self/pagemap names no frame for page {page} of the buffer: {why:?}")]
+    NoFrame { page: usize, why: evict::NoFrame },
+    /// The request page lies too high for the 32 bits of the paging port.
+    #[error("guest frame {0:#x} of the paging request does not fit in 32 bits")]
+    HighFrame(u64),
+    /// No right to use I/O ports.
+    #[error("cannot get the right to use the paging port (iopl; X86_IOPL_IOPERM): {0}")]
+    Port(#[source] io::Error),
+    /// A paging request could not be encoded.
+    #[error("cannot encode a paging request: {0}")]
+    Encode(#[source] nowait_wire::paging::DecodeError),
+    /// The paging port is not there.
+    #[error(
+        "the VMM did not answer the paging request: no paging port at {port:#x}",
+        port = nowait_wire::paging::PORT
+    )]
+    NoAnswer,
+    /// The VMM refused to evict.
+    #[error("the VMM answered a request to evict {asked} pages with {status}, {done} done")]
+    Refused {
+        status: String,
+        done: u32,
+        asked: usize,
+    },
+    /// The file that `read(2)` copies from cannot be made.
+    #[error("cannot make the file to read from: {0}")]
+    File(#[source] io::Error),
+    /// A thread of the run could not be started or set up.
+    #[error("{0}")]
+    Thread(String),
+    /// Something about the guest cannot be found out.
+    #[error("cannot find out {what}: {source}")]
+    Guest {
+        what: &'static str,
+        source: io::Error,
+    },
+}
+
+/// Makes one run.
+pub(crate) fn run(workload: &Workload) -> Result<RunResult, WorkloadError> {
+    validate(workload)?;
+    let cpus = sys::cpus().map_err(|source| WorkloadError::Guest {
+        what: "the CPUs online",
+        source,
+    })?;
+    let faulting = match workload.kind {
+        Kind::Idle => None,
+        Kind::User | Kind::Copy => {
+            check_memory(workload.pages)?;
+            Some(Faulting::prepare(workload)?)
+        }
+    };
+    measure(workload, &cpus, faulting.as_ref())
+}
+
+fn validate(workload: &Workload) -> Result<(), WorkloadError> {
+    let check = |operand, value, range: std::ops::RangeInclusive<u32>| {
+        if range.contains(&value) {
+            return Ok(());
+        }
+        let range = match (range.start(), range.end()) {
+            (start, end) if start == end => format!("{start}"),
+            (start, end) => format!("{start} to {end}"),
+        };
+        Err(WorkloadError::Operand {
+            operand,
+            value,
+            range,
+        })
+    };
+    check("duration_ms", workload.duration_ms, 1..=MAX_DURATION_MS)?;
+    check("heartbeat_us", workload.heartbeat_us, HEARTBEAT_US)?;
+    match workload.kind {
+        Kind::Idle => check("threads of an idle run", workload.threads, 0..=0),
+        Kind::User | Kind::Copy => {
+            check("threads", workload.threads, 1..=MAX_THREADS)?;
+            check("pages", workload.pages, 1..=MAX_PAGES)
+        }
+    }
+}
+
+fn check_memory(pages: u32) -> Result<(), WorkloadError> {
+    let available_kib = crate::procfs::meminfo_kib("MemAvailable").map_err(|source| {
+        let what = "the available memory";
+        WorkloadError::Guest { what, source }
+    })?;
+    let needed_kib = u64::from(pages) * (sys::PAGE_BYTES as u64 / 1024) + RESERVE_KIB;
+    if needed_kib > available_kib {
+        return Err(WorkloadError::TooLarge {
+            pages,
+            needed_kib,
+            available_kib,
+        });
+    }
+    Ok(())
+}
+
+/// Starts a thread of the run with a small stack.
+fn start<'scope, 'env, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, 'env>,
+    body: impl FnOnce() -> T + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, T>, WorkloadError> {
+    thread::Builder::new()
+        .stack_size(STACK_BYTES)
+        .spawn_scoped(scope, body)
+        .map_err(|e| WorkloadError::Thread(format!("cannot start a thread: {e}")))
+}
+
+fn join<T>(thread: ScopedJoinHandle<'_, Option<T>>) -> Result<T, WorkloadError> {
+    let ended_early = || WorkloadError::Thread("a thread of the run ended early".into());
+    thread
+        .join()
+        .map_err(|_| ended_early())?
+        .ok_or_else(ended_early)
+}
+
+fn measure(
+    workload: &Workload,
+    cpus: &[u32],
+    faulting: Option<&Faulting>,
+) -> Result<RunResult, WorkloadError> {
+    let duration_ns = u64::from(workload.duration_ms) * 1_000_000;
+    let (gate, end_ns) = (Gate::default(), AtomicU64::new(RUNNING));
+    let (gate, end_ns) = (&gate, &end_ns);
+    thread::scope(|scope| {
+        let started = || {
+            let heartbeats = cpus
+                .iter()
+                .map(|&cpu| {
+                    start(scope, move || {
+                        heartbeat::run(cpu, workload.heartbeat_us, gate, end_ns)
+                    })
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            let threads = (0..workload.threads)
+                .filter_map(|_| faulting)
+                .map(|faulting| start(scope, move || faulting.run(duration_ns, gate, end_ns)))
+                .collect::<Result<Vec<_>, _>>()?;
+            gate.wait_for(heartbeats.len() + threads.len())
+                .map_err(WorkloadError::Thread)?;
+            Ok((heartbeats, threads))
+        };
+        let (heartbeats, threads) = started().inspect_err(|_| gate.open(None))?;
+        let start_ns = sys::now_ns() + LEAD_NS;
+        if faulting.is_none() {
+            end_ns.store(start_ns + duration_ns, std::sync::atomic::Ordering::Release);
+        }
+        gate.open(Some(start_ns));
+        for thread in threads {
+            join(thread)?;
+        }
+        let mut results = Vec::new();
+        for (thread, &cpu) in heartbeats.into_iter().zip(cpus) {
+            results.push(join(thread)?.encode(cpu).map_err(WorkloadError::Thread)?);
+        }
+        let end_ns = end_ns.load(std::sync::atomic::Ordering::Acquire);
+        Ok(RunResult {
+            workload: workload.clone(),
+            elapsed_us: end_ns.saturating_sub(start_ns) / 1000,
+            pages_touched: faulting.map_or(0, Faulting::pages_touched),
+            data_errors: faulting.map_or(0, Faulting::data_errors),
+            heartbeats: results,
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workload(kind: Kind) -> Workload {
+        Workload {
+            kind,
+            threads: u32::from(kind != Kind::Idle),
+            duration_ms: 100,
+            pages: 16,
+            heartbeat_us: 1000,
+        }
+    }
+
+    #[test]
+    fn each_number_out_of_range_is_named() {
+        for kind in [Kind::Idle, Kind::User, Kind::Copy] {
+            validate(&workload(kind)).unwrap();
+        }
+        let refused = |kind, change: fn(&mut Workload)| {
+            let mut workload = workload(kind);
+            change(&mut workload);
+            validate(&workload).unwrap_err().to_string()
+        };
+        let cases = [
+            (
+                refused(Kind::User, |w| w.threads = 0),
+                "threads is 0, but it must be 1 to 64",
+            ),
+            (
+                refused(Kind::Copy, |w| w.threads = 65),
+                "threads is 65, but it must be 1 to 64",
+            ),
+            (
+                refused(Kind::Idle, |w| w.threads = 1),
+                "threads of an idle run is 1, but it must be 0",
+            ),
+            (
+                refused(Kind::User, |w| w.pages = 0),
+                "pages is 0, but it must be 1 to 65536",
+            ),
+            (
+                refused(Kind::User, |w| w.pages = 65_537),
+                "pages is 65537, but it must be 1 to 65536",
+            ),
+            (
+                refused(Kind::Idle, |w| w.duration_ms = 0),
+                "duration_ms is 0, but it must be 1 to 600000",
+            ),
+            (
+                refused(Kind::Idle, |w| w.heartbeat_us = 99),
+                "heartbeat_us is 99, but it must be 100 to 1000000",
+            ),
+        ];
+        for (message, expected) in cases {
+            assert_eq!(message, expected);
+        }
+    }
+
+    /// Everything but the eviction, on the host: real-time scheduling needs the right to it.
+    #[test]
+    fn a_run_on_the_host_touches_all_pages_without_errors() {
+        for kind in [Kind::User, Kind::Copy] {
+            let mut workload = workload(kind);
+            (workload.threads, workload.pages) = (4, 300);
+            let faulting = Faulting::fill(&workload).unwrap();
+            let cpus = sys::cpus().unwrap();
+            match measure(&workload, &cpus, Some(&faulting)) {
+                Ok(result) => {
+                    assert_eq!((result.pages_touched, result.data_errors), (300, 0));
+                    assert_eq!(result.heartbeats.len(), cpus.len());
+                    let due = result.elapsed_us / 1000;
+                    assert!(result.heartbeats.iter().all(|h| h.deadlines == due));
+                }
+                Err(WorkloadError::Thread(message)) if message.contains("SCHED_FIFO") => {
+                    eprintln!("skipped: {message}");
+                }
+                Err(e) => panic!("{e}"),
+            }
+        }
+    }
+
+    #[test]
+    fn an_idle_run_lasts_as_long_as_asked_and_has_every_sample() {
+        let workload = workload(Kind::Idle);
+        match measure(&workload, &sys::cpus().unwrap(), None) {
+            Ok(result) => {
+                assert_eq!(result.elapsed_us, 100_000);
+                assert!(result.heartbeats.iter().all(|h| h.deadlines == 100));
+            }
+            Err(WorkloadError::Thread(message)) if message.contains("SCHED_FIFO") => {
+                eprintln!("skipped: {message}");
+            }
+            Err(e) => panic!("{e}"),
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! What the pages hold and the order in which they are touched: pure functions of a seed, so that
+//! a run can be repeated and a wrong byte is found.
+
+use std::hint::black_box;
+use std::sync::atomic::Ordering;
+
+use crate::sys::{PAGE_BYTES, PAGE_WORDS, Pages};
+
+/// Seeds the content of the pages.
+const CONTENT_SEED: u64 = 0x6e6f_7761_6974_0001;
+/// Seeds the order of the touches.
+const ORDER_SEED: u64 = 0x6e6f_7761_6974_0002;
+/// Seeds the file that `read(2)` copies from.
+const FILE_SEED: u64 = 0x6e6f_7761_6974_0003;
+
+/// Where in a page `read(2)` writes, in bytes: a multiple of 8.
+pub(super) const COPY_AT_BYTES: usize = 128;
+/// How much `read(2)` writes, in bytes: a multiple of 8.
+pub(super) const COPY_BYTES: usize = 64;
+/// The size of the file that `read(2)` copies from, in bytes.
+const FILE_BYTES: usize = 64 * 1024;
+
+/// The generator xorshift64* (Vigna, "An experimental exploration of Marsaglia's xorshift
+/// generators, scrambled", 2016).
+struct Xorshift(u64);
+
+impl Xorshift {
+    /// A generator for one stream of a seed.
+    fn new(seed: u64, stream: u64) -> Self {
+        // Spread neighbouring streams over the state space; the state must not be 0.
+        let state = (seed ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15)).rotate_left(29);
+        Self(state.max(1))
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+}
+
+fn words(seed: u64, stream: u64) -> impl Iterator<Item = u64> {
+    let mut generator = Xorshift::new(seed, stream);
+    std::iter::repeat_with(move || generator.next())
+}
+
+/// The words that a page holds.
+pub(super) fn page_words(index: usize) -> impl Iterator<Item = u64> {
+    words(CONTENT_SEED, index as u64).take(PAGE_WORDS)
+}
+
+/// Fills every page with its pattern.
+pub(super) fn fill(pages: &Pages) {
+    for index in 0..pages.len() {
+        for (word, value) in pages.page(index).iter().zip(page_words(index)) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Whether a page holds its pattern; with `copied`, whether it holds those bytes where `read(2)`
+/// put them and its pattern everywhere else. Always reads the whole page.
+pub(super) fn verify(pages: &Pages, index: usize, copied: Option<&[u8]>) -> bool {
+    let first = COPY_AT_BYTES / 8;
+    let mut wrong = 0_usize;
+    for (at, (word, pattern)) in pages.page(index).iter().zip(page_words(index)).enumerate() {
+        let expected = copied
+            .zip(at.checked_sub(first))
+            .and_then(|(bytes, at)| bytes.chunks_exact(8).nth(at))
+            .map_or(pattern, |bytes| {
+                u64::from_le_bytes(bytes.try_into().unwrap_or_default())
+            });
+        // The optimiser must not conclude what a page holds from what was once written to it.
+        if black_box(word.load(Ordering::Relaxed)) != expected {
+            wrong += 1;
+        }
+    }
+    wrong == 0
+}
+
+/// The content of the file that `read(2)` copies from.
+pub(super) fn file_content() -> Vec<u8> {
+    words(FILE_SEED, 0)
+        .take(FILE_BYTES / 8)
+        .flat_map(u64::to_le_bytes)
+        .collect()
+}
+
+/// Where in that file the bytes for one page begin.
+pub(super) fn file_offset(index: usize) -> usize {
+    index * COPY_BYTES % FILE_BYTES
+}
+
+/// The order in which pages are touched: a permutation (Fisher and Yates), always the same for the
+/// same number of pages, so that neighbours in memory are not neighbours in time.
+pub(super) fn order(pages: u32) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..pages).collect();
+    let mut generator = Xorshift::new(ORDER_SEED, u64::from(pages));
+    for last in (1..order.len()).rev() {
+        let other = generator.next() % (last as u64 + 1);
+        order.swap(last, other as usize);
+    }
+    order
+}
+
+const _: () = assert!(COPY_AT_BYTES.is_multiple_of(8) && COPY_BYTES.is_multiple_of(8));
+const _: () = assert!(COPY_AT_BYTES + COPY_BYTES <= PAGE_BYTES);
+const _: () = assert!(FILE_BYTES.is_multiple_of(COPY_BYTES));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn every_page_has_its_own_pattern() {
+        let pages: HashSet<Vec<u64>> = (0..4096).map(|i| page_words(i).collect()).collect();
+        assert_eq!(pages.len(), 4096);
+        assert!(pages.iter().all(|page| page.len() == PAGE_WORDS));
+        let first: HashSet<u64> = pages.iter().map(|page| page[0]).collect();
+        assert_eq!(first.len(), 4096);
+    }
+
+    #[test]
+    fn the_order_is_a_permutation_and_shuffled() {
+        for pages in [1, 2, 3, 1000] {
+            let order = order(pages);
+            let mut sorted = order.clone();
+            sorted.sort_unstable();
+            assert!(sorted.into_iter().eq(0..pages));
+            assert_eq!(order, super::order(pages));
+        }
+        let neighbours = order(1000)
+            .windows(2)
+            .filter(|w| w[0].abs_diff(w[1]) == 1)
+            .count();
+        assert!(neighbours < 20, "{neighbours} neighbours");
+    }
+
+    #[test]
+    fn one_wrong_bit_is_seen_wherever_it_is() {
+        let pages = Pages::new(3).unwrap();
+        fill(&pages);
+        assert!((0..3).all(|index| verify(&pages, index, None)));
+        for at in [0, 16, 23, 24, PAGE_WORDS - 1] {
+            let word = &pages.page(1)[at];
+            word.fetch_xor(1 << 63, Ordering::Relaxed);
+            assert!(!verify(&pages, 1, None), "word {at}");
+            assert!(verify(&pages, 0, None) && verify(&pages, 2, None));
+            word.fetch_xor(1 << 63, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn copied_bytes_are_expected_where_they_were_put_and_nowhere_else() {
+        use std::io::Write;
+        let pages = Pages::new(2).unwrap();
+        fill(&pages);
+        let content = file_content();
+        let mut file = crate::sys::memory_file("test").unwrap();
+        file.write_all(&content).unwrap();
+        let offset = file_offset(1);
+        let bytes = &content[offset..offset + COPY_BYTES];
+        assert!(!verify(&pages, 1, Some(bytes)));
+        let read = pages.read_file_into(&file, offset as u64, 1, COPY_AT_BYTES, COPY_BYTES);
+        assert_eq!(read.unwrap(), COPY_BYTES);
+        assert!(verify(&pages, 1, Some(bytes)));
+        assert!(!verify(&pages, 1, None));
+        assert!(verify(&pages, 0, None));
+        pages.page(1)[24].fetch_xor(1, Ordering::Relaxed);
+        assert!(!verify(&pages, 1, Some(bytes)));
+    }
+
+    #[test]
+    fn a_read_past_the_end_of_a_page_is_refused() {
+        let pages = Pages::new(1).unwrap();
+        let file = crate::sys::memory_file("test").unwrap();
+        assert!(pages.read_file_into(&file, 0, 0, PAGE_BYTES, 1).is_err());
+        assert!(pages.read_file_into(&file, 0, 0, usize::MAX, 2).is_err());
+    }
+}
