@@ -12,8 +12,8 @@ use nowait_tests::{image, initramfs, nowait_bin, vmlinux};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::Test;
 use crate::kernels::{TestKernel, debug_exit};
+use crate::{AS_NOBODY, Test};
 
 pub(crate) const TESTS: &[Test] = &[
     ("kernels_that_are_none", kernels),
@@ -173,15 +173,13 @@ fn in_bare_dev(prepare: &str) -> Finished {
     let kernel = copy(&vmlinux(), "vmlinux", 0o644);
     let script = format!(
         "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && {{ {prepare}; }} && \
-         exec {SET_USER} {} -- run --kernel {} --cmdline nowait.agent=poweroff",
+         exec {} {AS_NOBODY} {} run --kernel {} --cmdline nowait.agent=poweroff",
+        std::env::current_exe().expect("this program").display(),
         nowait.display(),
         kernel.display()
     );
     process::run(Command::new("unshare").args(["-m", "sh", "-c", &script]), LIMIT)
 }
-
-/// Runs a program as an ordinary user without capabilities; busybox and Debian both have it.
-const SET_USER: &str = "start-stop-daemon -S -c 65534:65534 -x";
 
 fn no_kvm() {
     in_bare_dev("true").expect_refusal(6, &["/dev/kvm", "modprobe"]);

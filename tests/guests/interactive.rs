@@ -38,8 +38,8 @@ fn shell() {
 
 fn ctrl_c() {
     let mut terminal = start();
-    terminal.type_keys("sleep 1000; echo status=$?\r");
-    terminal.wait_for("\r\n");
+    terminal.type_keys("echo go; sleep 1000\r");
+    terminal.wait_for("\r\ngo");
     terminal.type_keys("\x03");
     terminal.wait_for(PROMPT);
     terminal.type_keys("echo still=$((1+1))\r");

@@ -35,7 +35,7 @@ fn run() -> Command {
 }
 
 fn any_moment() {
-    for (index, delay_ms) in [300, 700, 1500, 3000].into_iter().enumerate() {
+    for (index, delay_ms) in [500, 900, 1500, 3000].into_iter().enumerate() {
         let signal = if index % 2 == 0 { Signal::TERM } else { Signal::INT };
         let child = run().args(["--cmdline", "nowait.agent=serve"]).spawn().expect("it starts");
         thread::sleep(Duration::from_millis(delay_ms));

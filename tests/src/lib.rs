@@ -11,6 +11,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod figures;
 pub mod guest;
 pub mod process;
 pub mod stats;

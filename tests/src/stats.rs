@@ -46,25 +46,39 @@ impl Estimate {
     }
 }
 
-/// The ratio of the medians of `a` and `b`, measured in pairs (interleaved runs): pairs are resampled
-/// together (Efron, "Bootstrap Methods", 1979; percentile interval).
+/// The ratio of the medians of `a` and `b`, measured in pairs (interleaved runs).
 ///
 /// # Panics
 /// When the two differ in length or are empty.
 #[must_use]
 pub fn median_ratio(a: &[f64], b: &[f64]) -> Estimate {
     assert_eq!(a.len(), b.len(), "interleaved runs come in pairs");
+    bootstrap(a.len(), |picks| {
+        let pick = |from: &[f64]| median(&picks.iter().map(|i| from[*i]).collect::<Vec<_>>());
+        pick(a) / pick(b)
+    })
+}
+
+/// The median of some runs.
+///
+/// # Panics
+/// When there are none.
+#[must_use]
+pub fn median_estimate(values: &[f64]) -> Estimate {
+    bootstrap(values.len(), |picks| median(&picks.iter().map(|i| values[*i]).collect::<Vec<_>>()))
+}
+
+/// A statistic of `runs` runs with its percentile interval; runs measured together are resampled
+/// together (Efron, "Bootstrap Methods", 1979).
+fn bootstrap(runs: usize, statistic: impl Fn(&[usize]) -> f64) -> Estimate {
     let mut random = SplitMix64(SEED);
-    let mut ratios: Vec<f64> = (0..RESAMPLES)
-        .map(|_| {
-            let picks: Vec<usize> = (0..a.len()).map(|_| random.below(a.len())).collect();
-            let pick = |from: &[f64]| median(&picks.iter().map(|i| from[*i]).collect::<Vec<_>>());
-            pick(a) / pick(b)
-        })
+    let mut values: Vec<f64> = (0..RESAMPLES)
+        .map(|_| statistic(&(0..runs).map(|_| random.below(runs)).collect::<Vec<_>>()))
         .collect();
-    ratios.sort_by(|x, y| x.partial_cmp(y).expect("a number"));
-    let at = |share: f64| ratios[((RESAMPLES - 1) as f64 * share).round() as usize];
-    Estimate { value: median(a) / median(b), low: at(0.025), high: at(0.975) }
+    values.sort_by(|x, y| x.partial_cmp(y).expect("a number"));
+    let at = |share: f64| values[((RESAMPLES - 1) as f64 * share).round() as usize];
+    let value = statistic(&(0..runs).collect::<Vec<_>>());
+    Estimate { value, low: at(0.025), high: at(0.975) }
 }
 
 /// Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014.

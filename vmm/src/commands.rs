@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 
+use crate::events::Signals;
 use crate::machine::{Machine, MachineError, Outcome};
 use crate::output::{OutputError, OutputFile};
 use crate::spec::{RunArgs, Spec, SpecError};
@@ -119,13 +120,14 @@ fn run(args: RunArgs) -> u8 {
 }
 
 fn try_run(args: RunArgs) -> Result<Outcome, RunError> {
+    let signals = Signals::new()?;
     let spec = Spec::from_args(args)?;
     let output = |option| move |source| RunError::Output { option, source };
     let json = spec.json.as_deref().map(OutputFile::open).transpose().map_err(output("--json"))?;
     let report =
         spec.report.as_deref().map(OutputFile::open).transpose().map_err(output("--report"))?;
     let report = report.map(OutputFile::into_stream).transpose().map_err(output("--report"))?;
-    let outcome = Machine::build(spec)?.run(report)?;
+    let outcome = Machine::build(spec)?.run(signals, report)?;
     if let Some(file) = json {
         let mut bytes = serde_json::to_vec_pretty(&outcome)?;
         bytes.push(b'\n');

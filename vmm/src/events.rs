@@ -60,11 +60,11 @@ pub(crate) struct Events {
 impl Events {
     pub(crate) fn new(
         input: Input,
+        signals: Signals,
         bus: Arc<Bus>,
         messages: Receiver<Message>,
         message_event: EventFd,
     ) -> Result<Self, MachineError> {
-        let signals = Signals::new().map_err(MachineError::host("install signal handlers"))?;
         let (raw, stdin) = match input.console {
             ConsoleKind::None => (None, None),
             ConsoleKind::Stdio => (
@@ -217,13 +217,25 @@ fn failure(message: &str) -> ExitReason {
 }
 
 /// The signals that end a run, as a descriptor to wait for.
-struct Signals {
+///
+/// Made before anything else of a run, so that no signal ends the process without its exit code; one
+/// that comes early is seen when the main loop begins.
+#[derive(Debug)]
+pub struct Signals {
     wake: UnixStream,
     last: Arc<AtomicUsize>,
 }
 
 impl Signals {
-    fn new() -> io::Result<Self> {
+    /// Installs the handlers.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn new() -> Result<Self, MachineError> {
+        Self::install().map_err(MachineError::host("install signal handlers"))
+    }
+
+    fn install() -> io::Result<Self> {
         let (wake, write) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
         let last = Arc::new(AtomicUsize::new(0));

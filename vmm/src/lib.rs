@@ -7,7 +7,7 @@ pub mod boot;
 pub mod commands;
 pub mod devices;
 pub mod doctor;
-mod events;
+pub mod events;
 pub mod exit;
 pub mod kvm;
 pub mod machine;

@@ -23,7 +23,7 @@ use crate::boot::{self, BootError, Payload, regs};
 use crate::devices::power::Power;
 use crate::devices::serial::{IrqLine, Uart};
 use crate::devices::{Bus, ports};
-use crate::events::{Events, Input};
+use crate::events::{Events, Input, Signals};
 use crate::exit::{self, ExitReason};
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::{self, KvmError, cpuid};
@@ -189,7 +189,11 @@ impl Machine {
     ///
     /// # Errors
     /// When threads or signal handlers cannot be set up.
-    pub fn run(self, report: Option<Box<dyn std::io::Write>>) -> Result<Outcome, MachineError> {
+    pub fn run(
+        self,
+        signals: Signals,
+        report: Option<Box<dyn std::io::Write>>,
+    ) -> Result<Outcome, MachineError> {
         let exits = event("make an eventfd")?;
         let (spec, pager) = (self.spec, self.pager);
         let input = Input {
@@ -199,7 +203,7 @@ impl Machine {
             report,
         };
         let mut events =
-            Events::new(input, Arc::clone(&self.bus), self.messages, self.message_event)?;
+            Events::new(input, signals, Arc::clone(&self.bus), self.messages, self.message_event)?;
         let started = Instant::now();
         let threads = VcpuThreads::start(self.vcpus, &self.bus, &exits)?;
         let reason = events.wait(&threads, &exits, &pager)?;

@@ -2,6 +2,8 @@
 //!
 //! Input waits in a bounded queue here until the guest has read the UART's 64-byte FIFO empty; the
 //! UART then refills itself while the vCPU thread still holds it, so no byte is lost and nobody polls.
+//! It also waits until the guest listens: a driver that starts reads the FIFO empty to clear it, and
+//! with it would go whatever was typed ahead.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -34,19 +36,35 @@ pub struct Uart {
 struct Inner {
     serial: Serial<IrqLine, NoEvents, Box<dyn Write + Send>>,
     input: VecDeque<u8>,
+    /// The guest has enabled the interrupt for received data, or polls for it.
+    listening: bool,
+    /// Reads of the line status with no other access in between.
+    polls: u32,
 }
+
+/// Offsets of the registers that tell whether the guest listens.
+const INTERRUPT_ENABLE: u8 = 1;
+const LINE_STATUS: u8 = 5;
+/// Interrupt enable: received data available.
+const RECEIVED_DATA: u8 = 1 << 0;
+/// So many reads of the line status in a row are a guest that polls for input: one that sends reads
+/// it once or twice a byte.
+const POLLS_TO_LISTEN: u32 = 64;
 
 impl Uart {
     /// A UART that raises this line and writes what the guest sends to `out`.
     #[must_use]
     pub fn new(irq: IrqLine, out: Box<dyn Write + Send>) -> Self {
         let serial = Serial::new(irq, out);
-        Self { inner: Mutex::new(Inner { serial, input: VecDeque::new() }) }
+        let inner = Inner { serial, input: VecDeque::new(), listening: false, polls: 0 };
+        Self { inner: Mutex::new(inner) }
     }
 
     /// The guest writes a register (0..=7). A writer that fails loses the byte, as a cut cable would.
     pub fn write(&self, register: u8, value: u8) {
         let mut inner = self.lock();
+        inner.polls = 0;
+        inner.listening |= register == INTERRUPT_ENABLE && value & RECEIVED_DATA != 0;
         let _lost_when_the_output_is_gone = inner.serial.write(register, value);
         inner.refill();
     }
@@ -54,6 +72,8 @@ impl Uart {
     /// The guest reads a register (0..=7).
     pub fn read(&self, register: u8) -> u8 {
         let mut inner = self.lock();
+        inner.polls = if register == LINE_STATUS { inner.polls.saturating_add(1) } else { 0 };
+        inner.listening |= inner.polls >= POLLS_TO_LISTEN;
         let value = inner.serial.read(register);
         inner.refill();
         value
@@ -77,7 +97,7 @@ impl Inner {
     /// Moves waiting input into the FIFO when the guest has emptied it.
     fn refill(&mut self) {
         let room = self.serial.fifo_capacity();
-        if self.input.is_empty() || room < FIFO_BYTES {
+        if !self.listening || self.input.is_empty() || room < FIFO_BYTES {
             return;
         }
         let chunk: Vec<u8> = self.input.iter().take(room).copied().collect();
@@ -97,7 +117,6 @@ mod tests {
     use std::sync::Arc;
 
     const DATA: u8 = 0;
-    const LINE_STATUS: u8 = 5;
     const MODEM_CONTROL: u8 = 4;
 
     #[derive(Clone, Default)]
@@ -119,9 +138,33 @@ mod tests {
         (Uart::new(irq, Box::new(sink.clone())), sink)
     }
 
+    fn listening() -> (Uart, Sink) {
+        let (uart, sink) = uart();
+        uart.write(INTERRUPT_ENABLE, RECEIVED_DATA);
+        (uart, sink)
+    }
+
+    #[test]
+    fn what_is_typed_ahead_waits_for_a_guest_that_listens() {
+        let (uart, _) = uart();
+        assert_eq!(uart.send(b"early"), 5);
+        assert_eq!(uart.read(DATA), 0, "a driver that clears the FIFO finds nothing");
+        uart.write(INTERRUPT_ENABLE, RECEIVED_DATA);
+        assert_eq!(uart.read(DATA), b'e');
+    }
+
+    #[test]
+    fn a_guest_that_polls_gets_its_input() {
+        let (uart, _) = uart();
+        assert_eq!(uart.send(b"x"), 1);
+        let polls = (0..1000).take_while(|_| uart.read(LINE_STATUS) & 1 == 0).count();
+        assert!(polls <= POLLS_TO_LISTEN as usize, "{polls}");
+        assert_eq!(uart.read(DATA), b'x');
+    }
+
     #[test]
     fn long_input_arrives_whole_and_in_order() {
-        let (uart, _) = uart();
+        let (uart, _) = listening();
         let input: Vec<u8> = (0..1000u32).map(|i| i as u8).collect();
         assert_eq!(uart.send(&input), input.len());
         let mut got = Vec::new();
@@ -133,7 +176,7 @@ mod tests {
 
     #[test]
     fn input_over_the_queue_is_refused() {
-        let (uart, _) = uart();
+        let (uart, _) = listening();
         assert_eq!(uart.send(&[0; FIFO_BYTES]), FIFO_BYTES, "goes to the FIFO");
         assert_eq!(uart.send(&vec![0; 2 * INPUT_QUEUE_BYTES]), INPUT_QUEUE_BYTES);
         assert_eq!(uart.send(&[0]), 0);
@@ -141,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_guest_in_loopback_mode_loses_no_input() {
-        let (uart, sink) = uart();
+        let (uart, sink) = listening();
         uart.write(MODEM_CONTROL, 1 << 4);
         assert_eq!(uart.send(b"later"), 5);
         assert_eq!(uart.read(LINE_STATUS) & 1, 0);
