@@ -36,8 +36,10 @@ pub struct Uart {
 struct Inner {
     serial: Serial<IrqLine, NoEvents, Box<dyn Write + Send>>,
     input: VecDeque<u8>,
-    /// The guest has enabled the interrupt for received data, or polls for it.
+    /// The guest takes input: it was seen with the interrupt enabled, or polls.
     listening: bool,
+    /// The interrupt for received data is enabled.
+    wants_interrupt: bool,
     /// Reads of the line status with no other access in between.
     polls: u32,
 }
@@ -56,15 +58,23 @@ impl Uart {
     #[must_use]
     pub fn new(irq: IrqLine, out: Box<dyn Write + Send>) -> Self {
         let serial = Serial::new(irq, out);
-        let inner = Inner { serial, input: VecDeque::new(), listening: false, polls: 0 };
+        let inner = Inner {
+            serial,
+            input: VecDeque::new(),
+            listening: false,
+            wants_interrupt: false,
+            polls: 0,
+        };
         Self { inner: Mutex::new(inner) }
     }
 
     /// The guest writes a register (0..=7). A writer that fails loses the byte, as a cut cable would.
     pub fn write(&self, register: u8, value: u8) {
         let mut inner = self.lock();
-        inner.polls = 0;
-        inner.listening |= register == INTERRUPT_ENABLE && value & RECEIVED_DATA != 0;
+        inner.note_access(register);
+        if register == INTERRUPT_ENABLE {
+            inner.wants_interrupt = value & RECEIVED_DATA != 0;
+        }
         let _lost_when_the_output_is_gone = inner.serial.write(register, value);
         inner.refill();
     }
@@ -72,8 +82,8 @@ impl Uart {
     /// The guest reads a register (0..=7).
     pub fn read(&self, register: u8) -> u8 {
         let mut inner = self.lock();
-        inner.polls = if register == LINE_STATUS { inner.polls.saturating_add(1) } else { 0 };
-        inner.listening |= inner.polls >= POLLS_TO_LISTEN;
+        inner.note_access(register);
+        inner.refill();
         let value = inner.serial.read(register);
         inner.refill();
         value
@@ -94,6 +104,14 @@ impl Uart {
 }
 
 impl Inner {
+    /// Notices a guest that listens. A driver that probes the UART sets all interrupt enable bits and
+    /// reads them back, which is no listening: so any other access with the interrupt enabled is.
+    fn note_access(&mut self, register: u8) {
+        self.polls = if register == LINE_STATUS { self.polls.saturating_add(1) } else { 0 };
+        self.listening |=
+            self.polls >= POLLS_TO_LISTEN || (self.wants_interrupt && register != INTERRUPT_ENABLE);
+    }
+
     /// Moves waiting input into the FIFO when the guest has emptied it.
     fn refill(&mut self) {
         let room = self.serial.fifo_capacity();
@@ -141,6 +159,7 @@ mod tests {
     fn listening() -> (Uart, Sink) {
         let (uart, sink) = uart();
         uart.write(INTERRUPT_ENABLE, RECEIVED_DATA);
+        uart.write(MODEM_CONTROL, 1 << 3);
         (uart, sink)
     }
 
@@ -149,7 +168,13 @@ mod tests {
         let (uart, _) = uart();
         assert_eq!(uart.send(b"early"), 5);
         assert_eq!(uart.read(DATA), 0, "a driver that clears the FIFO finds nothing");
+        for probe in [0x0f, 0] {
+            uart.write(INTERRUPT_ENABLE, probe);
+            assert_eq!(uart.read(INTERRUPT_ENABLE), probe);
+        }
+        assert_eq!(uart.read(DATA), 0, "a driver that probes does not listen yet");
         uart.write(INTERRUPT_ENABLE, RECEIVED_DATA);
+        assert_eq!(uart.read(LINE_STATUS) & 1, 1);
         assert_eq!(uart.read(DATA), b'e');
     }
 
