@@ -1,0 +1,152 @@
+//! Debian's and Ubuntu's package tools: what is installed, what can be had, download and unpack.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{env, fs};
+
+use anyhow::{Context, Result, bail};
+
+use crate::exit::{self, Exit};
+use crate::progress::Step;
+use crate::{apt_cache, child, paths, progress};
+
+/// A package at a version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Package {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its candidate version.
+    pub(crate) version: String,
+}
+
+/// Whether this system has apt and dpkg.
+pub(crate) fn present() -> bool {
+    ["apt-get", "apt-cache", "dpkg-deb", "dpkg-query"].iter().all(|p| paths::program(p).is_some())
+}
+
+/// Fails on a system without apt.
+pub(crate) fn require(what: &str) -> Result<()> {
+    if present() {
+        return Ok(());
+    }
+    Err(Exit::error(
+        exit::CANNOT,
+        format!("{what} comes from Debian's or Ubuntu's packages, and this system has no apt-get"),
+    ))
+}
+
+/// Those of `names` that are not installed.
+pub(crate) fn missing(names: &[&str]) -> Result<Vec<String>> {
+    // dpkg-query fails when one is unknown and still prints the others.
+    let output = Command::new("dpkg-query")
+        .args(["-W", "-f", "${Package} ${db:Status-Status}\n"])
+        .args(names)
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot start dpkg-query")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let installed: Vec<&str> =
+        text.lines().filter_map(|line| line.strip_suffix(" installed")).collect();
+    Ok(names.iter().filter(|name| !installed.contains(name)).map(|&name| name.to_owned()).collect())
+}
+
+/// All package names that begin with `prefix`, as the package lists have them.
+pub(crate) fn names(prefix: &str) -> Result<Vec<String>> {
+    let text = apt_cache::ask(&["pkgnames", prefix])?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+/// The version of `name` that apt would take now.
+pub(crate) fn candidate(name: &str) -> Result<Option<Package>> {
+    let text = apt_cache::ask(&["policy", name])?;
+    let version = text.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
+    Ok(version
+        .filter(|version| *version != "(none)")
+        .map(|version| Package { name: name.to_owned(), version: version.to_owned() }))
+}
+
+/// `apt-get update`, once per process.
+pub(crate) fn update() -> Result<()> {
+    static DONE: std::sync::Once = std::sync::Once::new();
+    let mut result = Ok(());
+    DONE.call_once(|| {
+        progress::line("apt", "fetching the package lists: apt-get update");
+        result = as_root(&["apt-get", "-q", "update"]);
+    });
+    result
+}
+
+/// Installs packages; says so first.
+pub(crate) fn install(packages: &[String]) -> Result<()> {
+    let mut command = vec!["apt-get", "-q", "install", "-y", "--no-install-recommends"];
+    command.extend(packages.iter().map(String::as_str));
+    as_root(&command)
+}
+
+/// Runs a command as root: directly, or through sudo, which may ask for a password.
+fn as_root(arguments: &[&str]) -> Result<()> {
+    let mut command;
+    if rustix::process::geteuid().is_root() {
+        command = Command::new("env");
+        command.stdin(Stdio::null());
+    } else if paths::program("sudo").is_some() {
+        progress::line("apt", &format!("needs root, so through sudo: {}", arguments.join(" ")));
+        // In our own process group: sudo asks on the terminal.
+        command = Command::new("sudo");
+        command.args(["--", "env"]);
+    } else {
+        return Err(Exit::error(
+            exit::CANNOT,
+            format!("needs root and there is no sudo; as root, run: {}", arguments.join(" ")),
+        ));
+    }
+    let status = command
+        .args(["DEBIAN_FRONTEND=noninteractive", "LC_ALL=C"])
+        .args(arguments)
+        .stdout(std::io::stderr())
+        .status()
+        .context("cannot start apt-get")?;
+    crate::signals::check()?;
+    if !status.success() {
+        return Err(Exit::error(
+            exit::CANNOT,
+            format!("`{}` failed ({status}), see above", arguments.join(" ")),
+        ));
+    }
+    Ok(())
+}
+
+/// Downloads a package (apt checks it against the signed lists) and unpacks it below `dir`.
+pub(crate) fn unpack(step: &Step, package: &Package, dir: &Path, log: &Path) -> Result<()> {
+    let download = dir.join("download");
+    paths::create_dir(&download)?;
+    step.note(&format!("downloading {} {}", package.name, package.version));
+    let mut command = Command::new("apt-get");
+    command.args(["-q", "download"]);
+    if rustix::process::geteuid().is_root() {
+        // The cache is the user's: apt's own download user cannot write there, and would warn.
+        command.args(["-o", "APT::Sandbox::User=root"]);
+    }
+    command.arg(format!("{}={}", package.name, package.version)).current_dir(&download);
+    child::run(step, &mut command, log)?;
+    let file = only_file(&download)?;
+    step.note(&format!("unpacking {}", package.name));
+    child::run(step, Command::new("dpkg-deb").arg("-x").arg(&file).arg(dir), log)?;
+    fs::remove_dir_all(&download).context("cannot remove a downloaded package")
+}
+
+fn only_file(dir: &Path) -> Result<PathBuf> {
+    let mut files = fs::read_dir(dir)?.collect::<Result<Vec<_>, _>>()?;
+    match (files.pop(), files.is_empty()) {
+        (Some(file), true) => Ok(file.path()),
+        _ => bail!("apt-get download left not exactly one file in {}", dir.display()),
+    }
+}
+
+/// The architecture's packages we can use; others are refused by name.
+pub(crate) fn require_x86_64() -> Result<()> {
+    if env::consts::ARCH == "x86_64" {
+        return Ok(());
+    }
+    Err(Exit::error(exit::CANNOT, format!("nowait needs x86_64, this is {}", env::consts::ARCH)))
+}

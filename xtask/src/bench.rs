@@ -1,0 +1,87 @@
+//! `cargo xtask bench`: measurements, side by side in one run, as a table and as JSON.
+//!
+//! The measuring is done by a program of the tests crate, on the host or in the nested machine; it
+//! prints the table and writes `{"schema":"nowait.bench/1","figures":[…]}` (tests/src/figures.rs).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use crate::accel::{self, Accel, Force};
+use crate::test::on_host_command;
+use crate::{binaries, child, images, nested, paths, setup};
+
+/// Memory of the nested machine when QEMU, its libraries and its guests live in it, in MiB.
+const MEMORY_MIB: u32 = 4096;
+/// Time after which a benchmark in the nested machine is ended.
+const TIMEOUT: Duration = Duration::from_secs(1800);
+
+/// What can be measured.
+#[derive(Subcommand)]
+pub(crate) enum Bench {
+    /// From exec of the VMM to the agent's first line, beside QEMU's microvm
+    Boot(Options),
+}
+
+/// The command line of every benchmark.
+#[derive(Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    force: Force,
+    /// Write the numbers as JSON too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Further options for the measuring program, after `--`
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+impl Bench {
+    /// Runs it; the exit code of the measuring program.
+    pub(crate) fn run(&self) -> Result<u8> {
+        match self {
+            Bench::Boot(options) => options.run("boot"),
+        }
+    }
+}
+
+impl Options {
+    fn run(&self, bench: &str) -> Result<u8> {
+        if let Some(file) = &self.json {
+            paths::check_writable(file)?;
+        }
+        setup::setup()?;
+        let program = binaries::tests_binary(&format!("{bench}-bench"))?;
+        let nowait = binaries::nowait()?;
+        let images = images::images()?;
+        let (code, report) = match accel::choose(self.force, &nowait)? {
+            Accel::Host => {
+                let report = paths::target().join(format!("bench-{bench}.json"));
+                let mut command = on_host_command(&program, &nowait, &images)?;
+                command.arg("--json").arg(&report).args(&self.rest);
+                (child::foreground(&mut command)?, report)
+            }
+            Accel::Nested => {
+                let name = format!("{bench}-bench");
+                let inside = format!("bin/{name}");
+                let result = format!("/results/{bench}.json");
+                let mut words = vec![name.clone(), "--json".to_owned(), result];
+                words.extend(self.rest.iter().cloned());
+                let mut run = nested::Run::new(&name, words);
+                run.hold.add(&program, inside);
+                run.hold.add(&nowait, "bin/nowait");
+                run.hold.images(&images);
+                run.hold.qemu()?;
+                run.memory_mib = MEMORY_MIB;
+                run.timeout = TIMEOUT;
+                (run.go()?, run.out.join("results").join(format!("{bench}.json")))
+            }
+        };
+        if let (0, Some(file)) = (code, &self.json) {
+            paths::copy(&report, file)?;
+        }
+        Ok(code)
+    }
+}

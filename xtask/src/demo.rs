@@ -1,0 +1,84 @@
+//! `cargo xtask demo`: from nothing to the table of stalls.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::accel::{self, Accel, Force};
+use crate::{binaries, child, images, nested, paths, setup};
+
+/// The command line of `demo`.
+#[derive(Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    force: Force,
+    /// Write the table as JSON too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Guest CPUs of each run
+    #[arg(long, value_name = "LIST", default_value = "1,2")]
+    cpus: String,
+    /// Async page fault modes to compare
+    #[arg(long, value_name = "LIST", default_value = "host,kernel")]
+    apf: String,
+    /// Further options for `nowait stall`, after `--`
+    #[arg(last = true)]
+    stall: Vec<String>,
+}
+
+impl Options {
+    /// The `nowait stall` command line, for images in `images`.
+    fn stall(&self, nowait: &str, images: &str, json: Option<&str>) -> Vec<String> {
+        let mut words = vec![
+            nowait.to_owned(),
+            "stall".to_owned(),
+            "--kernel".to_owned(),
+            format!("{images}/vmlinux"),
+            "--initrd".to_owned(),
+            format!("{images}/initramfs.cpio"),
+        ];
+        for (name, value) in [("--cpus", &self.cpus), ("--apf", &self.apf)] {
+            words.extend([name.to_owned(), value.clone()]);
+        }
+        words.extend(self.stall.iter().cloned());
+        if let Some(file) = json {
+            words.extend(["--json".to_owned(), file.to_owned()]);
+        }
+        words
+    }
+}
+
+/// Runs it; the exit code of `nowait stall`.
+pub(crate) fn demo(options: &Options) -> Result<u8> {
+    if let Some(file) = &options.json {
+        paths::check_writable(file)?;
+    }
+    setup::setup()?;
+    let nowait = binaries::nowait()?;
+    let images = images::images()?;
+    match accel::choose(options.force, &nowait)? {
+        Accel::Host => {
+            let json = options.json.as_ref().map(|file| file.to_string_lossy().into_owned());
+            let words = options.stall(
+                &nowait.to_string_lossy(),
+                &images.dir.to_string_lossy(),
+                json.as_deref(),
+            );
+            child::foreground(Command::new(&words[0]).args(&words[1..]))
+        }
+        Accel::Nested => {
+            let json = options.json.is_some().then_some("/results/stall.json");
+            let words = options.stall("/bin/nowait", "/images", json);
+            let mut run = nested::Run::new("demo", words);
+            run.hold.add(&nowait, "bin/nowait");
+            run.hold.images(&images);
+            let code = run.go()?;
+            if let Some(file) = &options.json {
+                run.bring("stall.json", file)?;
+            }
+            Ok(code)
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! What a guest is booted from: our kernel, the initramfs with our agent, the distribution's kernel.
+
+mod archive;
+mod distribution;
+mod initramfs;
+mod kconfig;
+mod kernel;
+mod modules;
+mod version;
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+pub(crate) use archive::Archive;
+pub(crate) use distribution::{DistributionKernel, distribution_kernel};
+pub(crate) use initramfs::{applets, static_busybox};
+pub(crate) use kernel::guest_kernel;
+pub(crate) use modules::Modules;
+
+use crate::{binaries, paths};
+
+/// A directory with all images under the names that tests and the nested machine know.
+pub(crate) struct Images {
+    /// The directory.
+    pub(crate) dir: PathBuf,
+}
+
+/// File names in [`Images::dir`], and in `/images` of the nested machine.
+pub(crate) const NAMES: [&str; 3] = ["vmlinux", "initramfs.cpio", "debian-vmlinuz"];
+
+/// Builds whatever of the images is not up to date.
+pub(crate) fn images() -> Result<Images> {
+    let dir = paths::target().join("images");
+    paths::create_dir(&dir)?;
+    let kernel = guest_kernel()?;
+    let distribution = distribution_kernel()?;
+    initramfs::guest_initramfs(&dir, &binaries::agent()?)?;
+    link(&kernel, &dir.join("vmlinux"))?;
+    link(&distribution.bzimage, &dir.join("debian-vmlinuz"))?;
+    Ok(Images { dir })
+}
+
+/// Makes `name` a link to `to`, replacing what was there in one step.
+fn link(to: &Path, name: &Path) -> Result<()> {
+    let fail = || format!("cannot link {} to {}", name.display(), to.display());
+    let parent = name.parent().unwrap_or(Path::new("."));
+    let temporary = TempDir::new_in(parent).with_context(fail)?;
+    let link = temporary.path().join("link");
+    symlink(to, &link).with_context(fail)?;
+    std::fs::rename(&link, name).with_context(fail)
+}

@@ -1,0 +1,245 @@
+//! The emulated machine: QEMU's TCG with SVM and nested paging, so that a stock kernel inside is a
+//! real KVM host. The serial line is the kernel's (to a file); the command's own output, the results
+//! and the exit status have a virtio port each, so that nothing gets mixed.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::terminal;
+use crate::child::Group;
+use crate::exit::{self, Exit};
+use crate::{child, paths, progress, signals};
+
+/// The kernel's command line. An oops is made a panic and a panic ends the machine at once, so that no
+/// result comes out of a kernel that has lost its mind.
+const CMDLINE: &str =
+    "console=ttyS0 mitigations=off nokaslr panic=-1 oops=panic quiet loglevel=5 rdinit=/init";
+
+/// The processor. Its XSAVE is hidden: the emulator (7.2) executes a guest's XSETBV without asking the
+/// hypervisor, so that a guest's CPUID never fits its XCR0 and its kernel dumps a page of complaints.
+const CPU: &str = "max,+svm,+npt,-xsave";
+
+/// The last CPU that we may run on: the first has more of the host's own work.
+fn last_allowed_cpu() -> Option<String> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    list.trim().rsplit([',', '-']).next().map(str::to_owned)
+}
+
+/// One machine to run.
+pub(crate) struct Machine<'a> {
+    /// The distribution's bzImage.
+    pub(crate) kernel: &'a Path,
+    /// Its initramfs.
+    pub(crate) initrd: &'a Path,
+    /// Its memory in MiB.
+    pub(crate) memory_mib: u32,
+    /// It is ended after this time.
+    pub(crate) timeout: Duration,
+    /// The user's terminal becomes the command's.
+    pub(crate) interactive: bool,
+    /// Where everything that comes out goes.
+    pub(crate) out: &'a Path,
+}
+
+impl Machine<'_> {
+    /// The kernel's serial line.
+    pub(crate) fn console_log(&self) -> PathBuf {
+        self.out.join("console.log")
+    }
+
+    fn results_tar(&self) -> PathBuf {
+        self.out.join("results.tar")
+    }
+
+    fn status_file(&self) -> PathBuf {
+        self.out.join("status")
+    }
+
+    /// Runs it to its end; the command's exit status.
+    pub(crate) fn run(&self) -> Result<u8> {
+        let mut command = self.qemu()?;
+        let keys = if self.interactive { Stdio::piped() } else { Stdio::null() };
+        command.stdin(keys).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let start = Instant::now();
+        let mut group = Group::spawn(&mut command)?;
+        let raw = if self.interactive { Some(terminal::Raw::enter()?) } else { None };
+        let leave = group.child().stdin.take().map(terminal::forward_keys);
+        let stdout = group.child().stdout.take().context("QEMU has no output")?;
+        let stderr = group.child().stderr.take().context("QEMU has no output")?;
+        let pumps = [
+            child::pump(stdout, io::stdout(), &self.out.join("stdout.log"))?,
+            child::pump(stderr, io::stderr(), &self.out.join("stderr.log"))?,
+        ];
+        let ended = loop {
+            if let Some(status) = group.ended()? {
+                break Ok(status);
+            }
+            if let Err(stopped) = signals::check() {
+                break Err(stopped);
+            }
+            if leave.as_ref().is_some_and(|leave| leave.load(Ordering::Relaxed)) {
+                break Err(Exit::error(exit::MACHINE, "left the nested machine (Ctrl-A X)"));
+            }
+            if start.elapsed() > self.timeout {
+                break Err(self.timed_out());
+            }
+            thread::sleep(child::POLL);
+        };
+        if ended.is_err() {
+            group.kill();
+        }
+        for pump in pumps {
+            let _ = pump.join();
+        }
+        drop(raw);
+        let status = ended?;
+        self.unpack()?;
+        if let Some(code) = self.status()? {
+            return Ok(code);
+        }
+        if !status.success() {
+            return Err(Exit::error(exit::MACHINE, format!("QEMU failed ({status}), see above")));
+        }
+        Err(self.died())
+    }
+
+    /// QEMU's command line. setpriv ends QEMU even when we are killed without a chance to.
+    fn qemu(&self) -> Result<Command> {
+        let name = "qemu-system-x86_64";
+        let Some(qemu) = paths::program(name) else {
+            bail!(Exit {
+                code: exit::CANNOT,
+                message: format!("no {name}: run `cargo xtask setup`")
+            });
+        };
+        // On one CPU: TCG's SVM helpers change interrupt_request without its lock on every VM exit, and
+        // an interrupt that the I/O thread raises at that moment on another CPU is lost; the machine
+        // then stands still until the next one (QEMU 7.2). One CPU does not tear the instruction.
+        let cpu = last_allowed_cpu();
+        let mut words: Vec<std::ffi::OsString> = Vec::new();
+        if let Some(setpriv) = paths::program("setpriv") {
+            words.extend([setpriv.into(), "--pdeathsig".into(), "KILL".into(), "--".into()]);
+        }
+        match (paths::program("taskset"), cpu) {
+            (Some(taskset), Some(cpu)) => {
+                words.extend([taskset.into(), "-c".into(), cpu.into()]);
+            }
+            _ => progress::line("nested", "no taskset: the machine may stall now and then"),
+        }
+        words.push(qemu.into_os_string());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
+        command
+            .args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "1"])
+            .args(["-m", &self.memory_mib.to_string()])
+            .arg("-kernel")
+            .arg(self.kernel)
+            .arg("-initrd")
+            .arg(self.initrd)
+            .args(["-append", CMDLINE])
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+            .args(["-serial", &file_device("file:", &self.console_log())])
+            .args(["-device", "virtio-serial-pci,id=ports"]);
+        if self.interactive {
+            command
+                .args(["-chardev", "stdio,id=terminal,signal=off"])
+                .args(["-device", "virtconsole,bus=ports.0,nr=0,chardev=terminal"]);
+        } else {
+            // Not stdio: at the end of its input that hangs up on the port.
+            command
+                .args(["-chardev", "file,id=stdout,path=/dev/stdout,append=on"])
+                .args(["-device", "virtserialport,bus=ports.0,nr=1,chardev=stdout"])
+                .args(["-chardev", "file,id=stderr,path=/dev/stderr,append=on"])
+                .args(["-device", "virtserialport,bus=ports.0,nr=2,chardev=stderr"]);
+        }
+        for (number, id, file) in
+            [(3, "results", self.results_tar()), (4, "status", self.status_file())]
+        {
+            command
+                .args(["-chardev", &file_device(&format!("file,id={id},path="), &file)])
+                .arg("-device")
+                .arg(format!("virtserialport,bus=ports.0,nr={number},chardev={id}"));
+        }
+        Ok(command)
+    }
+
+    /// What the command left in /results, as `results/` in the output directory.
+    fn unpack(&self) -> Result<()> {
+        let results = self.out.join("results");
+        paths::create_dir(&results)?;
+        let tar = self.results_tar();
+        if tar.metadata().is_ok_and(|metadata| metadata.len() > 0) {
+            let mut command = Command::new("tar");
+            command.arg("--no-same-owner").arg("-xf").arg(&tar).arg("-C").arg(&results);
+            child::output(&mut command)
+                .context("the nested machine's results cannot be unpacked")?;
+        }
+        std::fs::remove_file(&tar).with_context(|| format!("cannot remove {}", tar.display()))
+    }
+
+    /// The command's exit status, if it got so far.
+    fn status(&self) -> Result<Option<u8>> {
+        let text = String::from_utf8_lossy(&paths::read(&self.status_file())?).into_owned();
+        Ok(text.trim().parse().ok())
+    }
+
+    fn timed_out(&self) -> anyhow::Error {
+        Exit::error(
+            exit::TIMEOUT,
+            format!(
+                "the nested machine was ended after its {} s (--timeout); its kernel's log is {}",
+                self.timeout.as_secs(),
+                self.console_log().display()
+            ),
+        )
+    }
+
+    fn died(&self) -> anyhow::Error {
+        let log = paths::read(&self.console_log()).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log).into_owned();
+        let why = trouble(&log).unwrap_or("it ended without an exit status");
+        Exit::error(
+            exit::MACHINE,
+            format!(
+                "the nested machine died: {why}; its kernel's log is {}",
+                self.console_log().display()
+            ),
+        )
+    }
+}
+
+/// The first line of a kernel log that says what went wrong.
+pub(crate) fn trouble(log: &str) -> Option<&str> {
+    const SIGNS: [&str; 6] =
+        ["Oops", "BUG: ", "Kernel panic", "general protection fault", "Out of memory", "nowait: "];
+    log.lines().find(|line| SIGNS.iter().any(|sign| line.contains(sign))).map(str::trim)
+}
+
+/// A file in a QEMU option, where a comma is written twice.
+fn file_device(prefix: &str, file: &Path) -> String {
+    format!("{prefix}{}", file.to_string_lossy().replace(',', ",,"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{file_device, trouble};
+
+    #[test]
+    fn a_panic_is_found() {
+        let log = "[    1.0] hello\n[    2.0] Kernel panic - not syncing: x\n---[ end\n";
+        assert_eq!(trouble(log), Some("[    2.0] Kernel panic - not syncing: x"));
+        assert_eq!(trouble("all well\n"), None);
+    }
+
+    #[test]
+    fn commas_in_paths() {
+        assert_eq!(file_device("file:", "/a,b".as_ref()), "file:/a,,b");
+    }
+}

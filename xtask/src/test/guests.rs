@@ -1,0 +1,95 @@
+//! The tests crate: real guests, on the host's KVM or in one boot of the nested machine.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+use std::{env, fs};
+
+use anyhow::{Context, Result};
+
+use super::libtest::{Counts, Parser};
+use crate::accel::{self, Accel, Force};
+use crate::binaries::Executable;
+use crate::images::Images;
+use crate::{binaries, child, images, nested, paths};
+
+/// Runs every test of the tests crate.
+pub(super) fn run(force: Force) -> Result<Counts> {
+    let nowait = binaries::nowait()?;
+    let images = images::images()?;
+    let tests = binaries::guest_tests()?;
+    match accel::choose(force, &nowait)? {
+        Accel::Host => on_host(&nowait, &images, &tests),
+        Accel::Nested => in_nested(&nowait, &images, &tests),
+    }
+}
+
+/// Time after which the nested machine with all guest tests is ended.
+const TIMEOUT: Duration = Duration::from_secs(1500);
+
+fn on_host(nowait: &Path, images: &Images, tests: &[Executable]) -> Result<Counts> {
+    let mut parser = Parser::default();
+    let mut failed = None;
+    for test in tests {
+        let log = paths::log(&format!("guest-tests-{}", test.name))?;
+        let mut command = on_host_command(&test.file, nowait, images)?;
+        let code = child::foreground_logged(command.args(["--color", "never"]), &log)?;
+        read(&mut parser, &log)?;
+        if code != 0 {
+            failed = Some(format!("{} ended with exit code {code}", test.name));
+        }
+    }
+    Ok(finish(parser, failed))
+}
+
+/// A program that finds `nowait` and the images where it would find them in the nested machine.
+pub(crate) fn on_host_command(program: &Path, nowait: &Path, images: &Images) -> Result<Command> {
+    let bin = nowait.parent().context("nowait has no directory")?;
+    let path = env::var_os("PATH").unwrap_or_default();
+    let path: OsString =
+        env::join_paths([bin.to_path_buf()].into_iter().chain(env::split_paths(&path)))?;
+    let mut command = Command::new(program);
+    command.env("PATH", path).env("NOWAIT_ACCEL", "kvm").env("NOWAIT_IMAGES", &images.dir);
+    Ok(command)
+}
+
+fn in_nested(nowait: &Path, images: &Images, tests: &[Executable]) -> Result<Counts> {
+    let script = "status=0; for test in /tests/*; do \"$test\" --color never || status=$?; done; exit $status";
+    let mut run = nested::Run::new("test", ["sh", "-c", script].map(str::to_owned).to_vec());
+    run.timeout = TIMEOUT;
+    run.hold.add(nowait, "bin/nowait");
+    run.hold.images(images);
+    for (number, test) in tests.iter().enumerate() {
+        run.hold.add(&test.file, format!("tests/{number}-{}", test.name));
+    }
+    let outcome = run.go();
+    let mut parser = Parser::default();
+    let log = run.out.join("stdout.log");
+    if log.is_file() {
+        read(&mut parser, &log)?;
+    }
+    let failed = match outcome {
+        Ok(0) => None,
+        Ok(code) => Some(format!("the guest tests ended with exit code {code}")),
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            Some(format!("{error:#}"))
+        }
+    };
+    Ok(finish(parser, failed))
+}
+
+fn read(parser: &mut Parser, log: &Path) -> Result<()> {
+    let text = fs::read(log).with_context(|| format!("cannot read {}", log.display()))?;
+    String::from_utf8_lossy(&text).lines().for_each(|line| parser.line(line));
+    Ok(())
+}
+
+fn finish(parser: Parser, failed: Option<String>) -> Counts {
+    let mut counts = parser.finish();
+    if let Some(what) = failed {
+        counts.note_failure(what);
+    }
+    counts
+}

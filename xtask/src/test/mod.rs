@@ -1,0 +1,157 @@
+//! `cargo xtask test`: every check there is, summed up on the last line.
+
+mod guests;
+mod libtest;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::accel::Force;
+use crate::progress::{self, Step};
+use crate::{binaries, child, exit, paths, setup, signals, tidy, tools};
+pub(crate) use guests::on_host_command;
+use libtest::Counts;
+
+/// The command line of `test`.
+#[derive(Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    force: Force,
+}
+
+/// What has been counted so far.
+#[derive(Default)]
+struct Summary {
+    counts: Counts,
+    phases: Vec<(String, String, Duration)>,
+}
+
+impl Summary {
+    /// A phase that passes or fails as a whole: one test.
+    fn check(&mut self, name: &str, check: impl FnOnce(&str) -> Result<()>) -> Result<()> {
+        let start = Instant::now();
+        let outcome = check(name);
+        signals::check()?;
+        let word = match &outcome {
+            Ok(()) => {
+                self.counts.passed += 1;
+                "ok"
+            }
+            Err(error) => {
+                eprintln!("xtask: {name}: {error:#}");
+                self.counts.failed += 1;
+                self.counts.failures.push(format!("{name}: {error:#}"));
+                "FAILED"
+            }
+        };
+        self.phases.push((name.to_owned(), word.to_owned(), start.elapsed()));
+        Ok(())
+    }
+
+    /// A phase of many tests. An error counts as one failed test.
+    fn tests(&mut self, name: &str, run: impl FnOnce() -> Result<Counts>) -> Result<()> {
+        let start = Instant::now();
+        let outcome = run();
+        signals::check()?;
+        let counts = outcome.unwrap_or_else(|error| {
+            eprintln!("xtask: {name}: {error:#}");
+            Counts { failed: 1, failures: vec![format!("{name}: {error:#}")], ..Counts::default() }
+        });
+        self.phases.push((name.to_owned(), counts.line(), start.elapsed()));
+        self.counts.add(counts);
+        Ok(())
+    }
+
+    /// Prints everything; the exit code.
+    fn finish(self) -> u8 {
+        println!();
+        for (name, word, time) in &self.phases {
+            println!("{name:<14} {:>12}  {word}", progress::seconds(*time));
+        }
+        for (name, reason) in &self.counts.skips {
+            println!("skipped: {name}: {reason}");
+        }
+        for failure in &self.counts.failures {
+            println!("failed: {failure}");
+        }
+        println!("{}", self.counts.line());
+        if self.counts.failed == 0 { 0 } else { exit::FAILED }
+    }
+}
+
+/// Runs everything; the exit code.
+pub(crate) fn test(options: &Options) -> Result<u8> {
+    let mut summary = Summary::default();
+    summary.check("setup", |_| {
+        setup::setup()?;
+        tools::cargo_deny().map(drop)
+    })?;
+    if summary.counts.failed > 0 {
+        return Ok(summary.finish());
+    }
+    summary
+        .check("fmt", |name| quiet(name, &["fmt", "--all", "--check", "--", "--color", "never"]))?;
+    summary.check("clippy", |name| {
+        let arguments = ["clippy", "--workspace", "--all-targets", "--locked", "--quiet"];
+        quiet(name, &[&arguments[..], &["--", "-D", "warnings"]].concat())
+    })?;
+    summary.check("deny", |name| {
+        let mut deny = Command::new(tools::cargo_deny()?);
+        deny.current_dir(paths::root()).args(["--color", "never", "--locked", "check"]);
+        deny.args(["--hide-inclusion-graph", "bans", "licenses", "sources"]);
+        step(name, &mut deny)
+    })?;
+    summary.check("tidy", |_| tidy::check())?;
+    summary.tests("unit tests", unit_tests)?;
+    summary.tests("guest tests", || guests::run(options.force))?;
+    Ok(summary.finish())
+}
+
+/// What of the workspace's tests needs no guest: everything, with the documentation's examples, but the
+/// guest tests themselves.
+const UNIT_TESTS: [&[&str]; 2] =
+    [&["--workspace", "--exclude", "nowait-tests"], &["-p", "nowait-tests", "--lib", "--bins"]];
+
+/// Tests that need no guest.
+fn unit_tests() -> Result<Counts> {
+    let step = Step::begin("unit tests", "building and running");
+    let log = paths::log("unit-tests")?;
+    let mut sum = Counts::default();
+    for selection in UNIT_TESTS {
+        let mut cargo = binaries::cargo();
+        cargo.arg("test").args(selection).args(["--locked", "--no-fail-fast", "--color", "never"]);
+        // The output of tests that pass is where skips say why.
+        cargo.args(["--", "--show-output", "--color", "never"]);
+        let mut parser = libtest::Parser::default();
+        let mut tail = child::Tail::default();
+        let status = child::lines(&mut cargo, &log, |line| {
+            step.note(line);
+            parser.line(line);
+            tail.push(line);
+        })?;
+        let mut counts = parser.finish();
+        if !status.success() {
+            eprintln!("{}", tail.text());
+            counts
+                .note_failure(format!("cargo test ({status}); everything is in {}", log.display()));
+        }
+        sum.add(counts);
+    }
+    step.done(&sum.line());
+    Ok(sum)
+}
+
+/// Runs cargo as one step.
+fn quiet(name: &str, arguments: &[&str]) -> Result<()> {
+    step(name, binaries::cargo().args(arguments))
+}
+
+fn step(name: &str, command: &mut Command) -> Result<()> {
+    let step = Step::begin(name, "checking");
+    child::run(&step, command, &paths::log(name)?)?;
+    step.done("ok");
+    Ok(())
+}
