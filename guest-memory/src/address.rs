@@ -99,10 +99,7 @@ impl PageRun {
 
     /// A single page.
     pub(crate) const fn single(page: PageIndex) -> Self {
-        Self {
-            first: page,
-            pages: 1,
-        }
+        Self { first: page, pages: 1 }
     }
 
     /// The block of `block_pages` pages (a power of two) that holds `page`, aligned to its size.

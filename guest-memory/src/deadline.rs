@@ -30,11 +30,7 @@ pub(crate) struct Deadlines {
 impl Deadlines {
     /// An empty queue for at most `capacity` tasks; memory grows as they come.
     pub(crate) fn new(capacity: usize) -> Self {
-        Self {
-            heap: BinaryHeap::new(),
-            capacity,
-            pushed: 0,
-        }
+        Self { heap: BinaryHeap::new(), capacity, pushed: 0 }
     }
 
     /// Adds a task.

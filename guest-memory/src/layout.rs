@@ -75,22 +75,11 @@ impl RamLayout {
             return Err(LayoutError::TooLarge(memory_bytes));
         }
         let low = memory_bytes.min(HOLE_START.0);
-        let mut regions = vec![RamRegion {
-            start: Gpa(0),
-            len: low,
-            file_offset: 0,
-        }];
+        let mut regions = vec![RamRegion { start: Gpa(0), len: low, file_offset: 0 }];
         if memory_bytes > low {
-            regions.push(RamRegion {
-                start: HOLE_END,
-                len: memory_bytes - low,
-                file_offset: low,
-            });
+            regions.push(RamRegion { start: HOLE_END, len: memory_bytes - low, file_offset: low });
         }
-        Ok(Self {
-            regions,
-            total_bytes: memory_bytes,
-        })
+        Ok(Self { regions, total_bytes: memory_bytes })
     }
 
     /// The regions, by rising address.
@@ -120,10 +109,8 @@ impl RamLayout {
     /// The page of this frame; `None` outside RAM.
     pub(crate) fn page_of(&self, gfn: Gfn) -> Option<PageIndex> {
         let gpa = gfn.gpa()?;
-        let region = self
-            .regions
-            .iter()
-            .find(|region| region.start <= gpa && gpa < region.end())?;
+        let region =
+            self.regions.iter().find(|region| region.start <= gpa && gpa < region.end())?;
         PageIndex::containing(region.file_offset + (gpa.0 - region.start.0))
     }
 
@@ -134,9 +121,7 @@ impl RamLayout {
     }
 
     fn region_of(&self, page: PageIndex) -> &RamRegion {
-        let split = self
-            .regions
-            .partition_point(|region| region.file_offset <= page.file_offset());
+        let split = self.regions.partition_point(|region| region.file_offset <= page.file_offset());
         // The first region begins at 0, so at least one lies at or before every page.
         &self.regions[split - 1]
     }
@@ -154,10 +139,7 @@ mod tests {
         assert_eq!(RamLayout::new(0), Err(LayoutError::Zero));
         assert_eq!(RamLayout::new(4097), Err(LayoutError::Unaligned(4097)));
         let too_large = MAX_MEMORY_BYTES + PAGE_BYTES;
-        assert_eq!(
-            RamLayout::new(too_large),
-            Err(LayoutError::TooLarge(too_large))
-        );
+        assert_eq!(RamLayout::new(too_large), Err(LayoutError::TooLarge(too_large)));
         let message = RamLayout::new(4097).unwrap_err().to_string();
         assert!(message.contains("4097") && message.contains("4096"));
         assert!(RamLayout::new(MAX_MEMORY_BYTES).is_ok());
@@ -169,11 +151,7 @@ mod tests {
         assert_eq!(below.regions().len(), 1);
         assert_eq!(below.end_gpa(), Gpa(3 * GIB));
         let above = RamLayout::new(3 * GIB + PAGE_BYTES).unwrap();
-        let high = RamRegion {
-            start: Gpa(4 * GIB),
-            len: PAGE_BYTES,
-            file_offset: 3 * GIB,
-        };
+        let high = RamRegion { start: Gpa(4 * GIB), len: PAGE_BYTES, file_offset: 3 * GIB };
         assert_eq!(above.regions()[1..], [high]);
         assert_eq!(above.end_gpa(), Gpa(4 * GIB + PAGE_BYTES));
     }
@@ -182,16 +160,10 @@ mod tests {
     fn the_hole_has_no_pages() {
         let layout = RamLayout::new(4 * GIB).unwrap();
         let low_pages = (3 * GIB / PAGE_BYTES) as u32;
-        assert_eq!(
-            layout.page_of(Gpa(3 * GIB - 1).gfn()),
-            Some(PageIndex(low_pages - 1))
-        );
+        assert_eq!(layout.page_of(Gpa(3 * GIB - 1).gfn()), Some(PageIndex(low_pages - 1)));
         assert_eq!(layout.page_of(Gpa(3 * GIB).gfn()), None);
         assert_eq!(layout.page_of(Gpa(4 * GIB - 1).gfn()), None);
-        assert_eq!(
-            layout.page_of(Gpa(4 * GIB).gfn()),
-            Some(PageIndex(low_pages))
-        );
+        assert_eq!(layout.page_of(Gpa(4 * GIB).gfn()), Some(PageIndex(low_pages)));
         assert_eq!(layout.page_of(Gpa(5 * GIB).gfn()), None);
         assert_eq!(layout.page_of(Gfn(u64::MAX)), None);
     }

@@ -79,13 +79,7 @@ impl GuestRam {
         let bytes = layout.total_bytes();
         let file = memfd::create(c"nowait-ram", bytes)
             .map_err(|source| RamError::File { bytes, source })?;
-        let refused = |mapping| {
-            move |source| RamError::Map {
-                mapping,
-                bytes,
-                source,
-            }
-        };
+        let refused = |mapping| move |source| RamError::Map { mapping, bytes, source };
         let too_long = |_| io::Error::from_raw_os_error(libc::ENOMEM);
         let mapping = usize::try_from(bytes)
             .map_err(too_long)
@@ -93,12 +87,7 @@ impl GuestRam {
             .map_err(refused("guest mapping"))?;
         let file = Arc::new(file);
         let alias = map_alias(layout, &file).map_err(refused("alias"))?;
-        Ok(Self {
-            layout: layout.clone(),
-            file,
-            mapping,
-            alias,
-        })
+        Ok(Self { layout: layout.clone(), file, mapping, alias })
     }
 
     /// RAM by guest physical address, for the loader. What is written here, zeros included, is
@@ -118,11 +107,7 @@ pub(crate) fn slots(layout: &RamLayout, mapping: &GuestMapping) -> Vec<GuestSlot
     let base = mapping.address() as u64;
     let slot = |region: &crate::RamRegion| {
         let Gpa(gpa) = region.start;
-        GuestSlot {
-            gpa,
-            hva: base + region.file_offset,
-            len: region.len,
-        }
+        GuestSlot { gpa, hva: base + region.file_offset, len: region.len }
     };
     layout.regions().iter().map(slot).collect()
 }

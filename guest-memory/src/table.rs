@@ -15,9 +15,7 @@ pub(crate) struct PageTable {
 impl PageTable {
     /// A table of `pages` untouched pages.
     pub(crate) fn new(pages: u32) -> io::Result<Self> {
-        Ok(Self {
-            words: ZeroedWords::new(pages as usize)?,
-        })
+        Ok(Self { words: ZeroedWords::new(pages as usize)? })
     }
 
     /// The state of a page of RAM.

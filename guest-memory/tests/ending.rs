@@ -54,10 +54,7 @@ impl Store for Broken {
 /// Eight pages; page `n` begins with `words[n]`, and all are evicted unless the store is full.
 fn broken(words: &[u64]) -> Option<(Machine, Arc<AtomicU64>)> {
     let freed = Arc::new(AtomicU64::new(0));
-    let store = Broken {
-        memory: MemoryStore::new().unwrap(),
-        freed: Arc::clone(&freed),
-    };
+    let store = Broken { memory: MemoryStore::new().unwrap(), freed: Arc::clone(&freed) };
     let started = ram(8 * PAGE_BYTES).start_with_store(&plain(), Box::new(store));
     let machine = Machine::or_skip(started)?;
     for (number, word) in (0..).zip(words) {
@@ -77,14 +74,9 @@ fn a_lost_page_is_told_and_the_others_go_on() {
     assert!(pager.failure().is_none() && pager.failure_event().read().is_err());
     thread::scope(|scope| {
         let waiter = scope.spawn(|| machine.read(page(0)));
-        eventually("the failure is told", || {
-            pager.failure_event().read().is_ok()
-        });
+        eventually("the failure is told", || pager.failure_event().read().is_ok());
         let failure = pager.failure().unwrap();
-        assert!(
-            matches!(failure, PagerError::Fetch { gfn: Gfn(0), .. }),
-            "{failure}"
-        );
+        assert!(matches!(failure, PagerError::Fetch { gfn: Gfn(0), .. }), "{failure}");
         // The others are served; the lost page is never given out, not even as zeros.
         assert_eq!(machine.read(page(1) + 8), 101);
         let error = pager.read_page(Gfn(0), &mut [0; PAGE_SIZE]).unwrap_err();
@@ -103,21 +95,8 @@ fn a_page_that_the_store_refuses_stays() {
     let Some((machine, _)) = broken(&[1, 2, FULL, 3]) else {
         return;
     };
-    let error = machine
-        .pager
-        .evict(&[Gfn(7), Gfn(0), Gfn(1), Gfn(2), Gfn(3)])
-        .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            PagerError::Evict {
-                gfn: Gfn(2),
-                done: 2,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    let error = machine.pager.evict(&[Gfn(7), Gfn(0), Gfn(1), Gfn(2), Gfn(3)]).unwrap_err();
+    assert!(matches!(error, PagerError::Evict { gfn: Gfn(2), done: 2, .. }), "{error}");
     assert!(error.to_string().contains("0x2"));
     for (number, word) in (0..).zip([1, 2, FULL, 3]) {
         assert_eq!(
@@ -171,16 +150,10 @@ fn shutdown_completes_hundreds_of_fetches_at_once() {
                 }
             });
         }
-        eventually("all are under way", || {
-            machine.stats().outstanding == WAITERS
-        });
+        eventually("all are under way", || machine.stats().outstanding == WAITERS);
         let start = Instant::now();
         machine.pager.shutdown();
-        assert!(
-            start.elapsed() < Duration::from_secs(5),
-            "{:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     });
     let stats = machine.stats();
     assert_eq!((stats.fetched_pages, stats.outstanding), (WAITERS, 0));

@@ -38,21 +38,12 @@ fn evicted_pages_leave_memory_and_come_back() {
     fill(&machine, 0..200);
     assert_eq!(machine.pager.evict(&gfns(0..200)).unwrap(), 200);
     let stats = machine.stats();
-    assert_eq!(
-        (stats.resident_bytes, stats.stored_bytes),
-        (0, 200 * PAGE_BYTES)
-    );
+    assert_eq!((stats.resident_bytes, stats.stored_bytes), (0, 200 * PAGE_BYTES));
     (0..200).for_each(|number| check(&machine, number));
     let stats = machine.stats();
     assert_eq!((stats.evicted_pages, stats.fetched_pages), (200, 200));
-    assert_eq!(
-        (stats.resident_bytes, stats.stored_bytes),
-        (200 * PAGE_BYTES, 0)
-    );
-    assert_eq!(
-        stats.pages_touched, 200,
-        "a page counts once, however often it comes"
-    );
+    assert_eq!((stats.resident_bytes, stats.stored_bytes), (200 * PAGE_BYTES, 0));
+    assert_eq!(stats.pages_touched, 200, "a page counts once, however often it comes");
 }
 
 #[test]
@@ -159,10 +150,7 @@ fn no_write_is_lost_to_an_eviction() {
                 machine.pager.evict(&gfns(first..end)).unwrap();
             }
         });
-        let results: Vec<_> = writers
-            .into_iter()
-            .map(thread::ScopedJoinHandle::join)
-            .collect();
+        let results: Vec<_> = writers.into_iter().map(thread::ScopedJoinHandle::join).collect();
         running.store(false, Ordering::Relaxed);
         assert!(results.iter().all(Result::is_ok));
     });
@@ -199,13 +187,8 @@ fn the_vmm_reads_and_writes_through_the_pager() {
     // Untouched: zeros, and still untouched.
     pager.read_page(Gfn(5), &mut bytes).unwrap();
     assert_eq!((bytes, machine.stats().pages_touched), ([0; PAGE_SIZE], 2));
-    pager
-        .write_bytes(Gfn(5), 4088, &5_u64.to_le_bytes())
-        .unwrap();
-    assert_eq!(
-        (machine.read(page(5) + 4088), machine.stats().pages_touched),
-        (5, 3)
-    );
+    pager.write_bytes(Gfn(5), 4088, &5_u64.to_le_bytes()).unwrap();
+    assert_eq!((machine.read(page(5) + 4088), machine.stats().pages_touched), (5, 3));
     // Resident.
     pager.write_bytes(Gfn(1), 8, &9_u64.to_le_bytes()).unwrap();
     assert_eq!(machine.read(page(1) + 8), 9);
@@ -225,9 +208,7 @@ fn accesses_beyond_their_page_or_ram_are_refused() {
     };
     let pager = &machine.pager;
     for (offset, len) in [(4096, 1), (4095, 2), (0, 4097), (usize::MAX, 1)] {
-        let error = pager
-            .write_bytes(Gfn(0), offset, &vec![0; len])
-            .unwrap_err();
+        let error = pager.write_bytes(Gfn(0), offset, &vec![0; len]).unwrap_err();
         assert!(matches!(error, PagerError::BeyondPage { .. }), "{error}");
     }
     pager.write_bytes(Gfn(0), 4096, &[]).unwrap();

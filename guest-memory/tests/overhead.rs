@@ -8,14 +8,8 @@ use guest_memory::{PAGE_BYTES, PagerConfig};
 /// A line of /proc/self/status, in bytes.
 fn status_bytes(key: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix(key))
-        .unwrap();
-    let kib: u64 = line
-        .trim_matches([':', '\t', ' ', 'k', 'B'])
-        .parse()
-        .unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+    let kib: u64 = line.trim_matches([':', '\t', ' ', 'k', 'B']).parse().unwrap();
     kib * 1024
 }
 
@@ -23,24 +17,15 @@ fn status_bytes(key: &str) -> u64 {
 /// many are evicted.
 fn cost(memory_bytes: u64) -> Option<u64> {
     let before = status_bytes("RssAnon");
-    let config = PagerConfig {
-        fault_around_bytes: PAGE_BYTES,
-        ..PagerConfig::default()
-    };
+    let config = PagerConfig { fault_around_bytes: PAGE_BYTES, ..PagerConfig::default() };
     let machine = Machine::start(ram(memory_bytes), config)?;
     let addresses = || (0..128).map(|mib| mib << 20);
     addresses().for_each(|gpa| machine.write(gpa, gpa));
-    let gfns: Vec<_> = addresses()
-        .map(|gpa| guest_memory::Gpa(gpa).gfn())
-        .collect();
+    let gfns: Vec<_> = addresses().map(|gpa| guest_memory::Gpa(gpa).gfn()).collect();
     assert_eq!(machine.pager.evict(&gfns).unwrap(), 128);
     addresses().for_each(|gpa| assert_eq!(machine.read(gpa), gpa));
     let cost = status_bytes("RssAnon").saturating_sub(before);
-    println!(
-        "{} MiB of guest RAM: {} KiB of our own",
-        memory_bytes >> 20,
-        cost >> 10
-    );
+    println!("{} MiB of guest RAM: {} KiB of our own", memory_bytes >> 20, cost >> 10);
     Some(cost)
 }
 

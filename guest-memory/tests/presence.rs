@@ -29,10 +29,7 @@ fn an_untouched_page_is_zeros_and_one_fault() {
     let stats = machine.stats();
     assert_eq!((stats.messages_missing, stats.messages_minor), (2, 0));
     assert_eq!((stats.zero_faults, stats.fault_around_pages), (2, 0));
-    assert_eq!(
-        (stats.pages_touched, stats.resident_bytes),
-        (2, 2 * PAGE_BYTES)
-    );
+    assert_eq!((stats.pages_touched, stats.resident_bytes), (2, 2 * PAGE_BYTES));
 }
 
 #[test]
@@ -40,12 +37,8 @@ fn loaded_pages_are_mapped_before_the_guest_runs() {
     let mut ram = ram(64 * PAGE_BYTES);
     let bytes: Vec<u8> = (0..3 * PAGE_BYTES).map(|i| (i % 251) as u8).collect();
     let loader = ram.loader();
-    loader
-        .write_slice(&bytes, GuestAddress(page(10) + 100))
-        .unwrap();
-    loader
-        .write_slice(&[9], GuestAddress(page(63) + 4095))
-        .unwrap();
+    loader.write_slice(&bytes, GuestAddress(page(10) + 100)).unwrap();
+    loader.write_slice(&[9], GuestAddress(page(63) + 4095)).unwrap();
     let Some(machine) = Machine::start(ram, plain()) else {
         return;
     };
@@ -67,9 +60,7 @@ fn loaded_pages_are_mapped_before_the_guest_runs() {
 fn fault_around_installs_the_untouched_part_of_the_block() {
     // 40 pages: blocks of 16, the last one cut short; a loaded page splits the first one.
     let mut ram = ram(40 * PAGE_BYTES);
-    ram.loader()
-        .write_slice(&[1], GuestAddress(page(9)))
-        .unwrap();
+    ram.loader().write_slice(&[1], GuestAddress(page(9))).unwrap();
     let config = PagerConfig::default();
     assert_eq!(config.fault_around_bytes, 16 * PAGE_BYTES);
     let Some(machine) = Machine::start(ram, config) else {
@@ -78,10 +69,7 @@ fn fault_around_installs_the_untouched_part_of_the_block() {
     let touch = |number, zero_faults, around| {
         machine.write(page(number), number);
         let stats = machine.stats();
-        assert_eq!(
-            (stats.zero_faults, stats.fault_around_pages),
-            (zero_faults, around)
-        );
+        assert_eq!((stats.zero_faults, stats.fault_around_pages), (zero_faults, around));
     };
     touch(5, 1, 8); // 0..9
     touch(0, 1, 8);
@@ -92,30 +80,19 @@ fn fault_around_installs_the_untouched_part_of_the_block() {
     (0..40).for_each(|number| assert_ne!(machine.read(page(number)), u64::MAX));
     let stats = machine.stats();
     assert_eq!((stats.messages_missing, stats.messages_minor), (4, 0));
-    assert_eq!(
-        (stats.pages_touched, stats.resident_bytes),
-        (40, 40 * PAGE_BYTES)
-    );
+    assert_eq!((stats.pages_touched, stats.resident_bytes), (40, 40 * PAGE_BYTES));
 }
 
 #[test]
 fn populated_ram_has_no_faults() {
     let mut ram = ram(256 * PAGE_BYTES);
-    ram.loader()
-        .write_slice(&[3], GuestAddress(page(100)))
-        .unwrap();
-    let populate = PagerConfig {
-        populate: true,
-        ..plain()
-    };
+    ram.loader().write_slice(&[3], GuestAddress(page(100))).unwrap();
+    let populate = PagerConfig { populate: true, ..plain() };
     let Some(machine) = Machine::start(ram, populate) else {
         return;
     };
     for number in 0..256 {
-        assert_eq!(
-            machine.read(page(number)),
-            if number == 100 { 3 } else { 0 }
-        );
+        assert_eq!(machine.read(page(number)), if number == 100 { 3 } else { 0 });
     }
     let stats = machine.stats();
     assert_eq!(stats.messages_missing + stats.messages_minor, 0);
@@ -140,10 +117,7 @@ fn ram_goes_on_behind_the_hole() {
     let high = Gpa(5 * GIB - 8).gfn();
     assert_eq!(machine.pager.evict(&[high, Gpa(4 * GIB).gfn()]).unwrap(), 2);
     assert_eq!((machine.read(5 * GIB - 8), machine.read(4 * GIB)), (3, 2));
-    let in_hole = machine
-        .pager
-        .evict(&[high, Gpa(3 * GIB).gfn()])
-        .unwrap_err();
+    let in_hole = machine.pager.evict(&[high, Gpa(3 * GIB).gfn()]).unwrap_err();
     assert!(matches!(in_hole, PagerError::OutOfRange(Gfn(0xc0000))));
     // 1 + 15 of the high end, 1 + 14 beside the loaded page, 2 loaded ones.
     assert_eq!(machine.stats().pages_touched, 33);
@@ -165,10 +139,7 @@ fn a_page_that_the_host_unmapped_is_mapped_again() {
 #[test]
 fn a_fault_around_that_is_no_block_is_refused() {
     for bad in [0, 1, 2048, 12288, 4 << 20, u64::MAX] {
-        let config = PagerConfig {
-            fault_around_bytes: bad,
-            ..plain()
-        };
+        let config = PagerConfig { fault_around_bytes: bad, ..plain() };
         let error = ram(PAGE_BYTES).start(config).unwrap_err();
         assert!(matches!(error, PagerError::FaultAround(n) if n == bad));
         assert!(error.to_string().contains(&bad.to_string()));

@@ -33,11 +33,7 @@ fn vcpu(machine: &Machine, lane: u64, mut rng: Rng, ops: u64) {
             *expected = rng.next();
             machine.write(gpa, *expected);
         } else {
-            assert_eq!(
-                machine.read(gpa),
-                *expected,
-                "lane {lane} op {op} gpa {gpa:#x}"
-            );
+            assert_eq!(machine.read(gpa), *expected, "lane {lane} op {op} gpa {gpa:#x}");
         }
     }
 }
@@ -66,19 +62,12 @@ fn vmm(machine: &Machine, mut rng: Rng, running: &AtomicBool) -> u64 {
             6..8 => {
                 *expected = rng.next();
                 let bytes = expected.to_le_bytes();
-                machine
-                    .pager
-                    .write_bytes(Gfn(number), offset, &bytes)
-                    .unwrap();
+                machine.pager.write_bytes(Gfn(number), offset, &bytes).unwrap();
             }
             _ => {
                 let mut bytes = [0; PAGE_SIZE];
                 machine.pager.read_page(Gfn(number), &mut bytes).unwrap();
-                assert_eq!(
-                    bytes[offset..offset + 8],
-                    expected.to_le_bytes(),
-                    "page {number}"
-                );
+                assert_eq!(bytes[offset..offset + 8], expected.to_le_bytes(), "page {number}");
             }
         }
     }
@@ -86,10 +75,7 @@ fn vmm(machine: &Machine, mut rng: Rng, running: &AtomicBool) -> u64 {
 }
 
 fn stress(store: &str, ops: u64) {
-    let config = PagerConfig {
-        store: store.parse().unwrap(),
-        ..PagerConfig::default()
-    };
+    let config = PagerConfig { store: store.parse().unwrap(), ..PagerConfig::default() };
     let Some(machine) = Machine::start(common::ram(page(PAGES)), config) else {
         return;
     };
@@ -104,33 +90,17 @@ fn stress(store: &str, ops: u64) {
             .collect();
         let rng = rng.split();
         let vmm = scope.spawn(|| vmm(&machine, rng, &running));
-        let vcpus: Vec<_> = vcpus
-            .into_iter()
-            .map(thread::ScopedJoinHandle::join)
-            .collect();
+        let vcpus: Vec<_> = vcpus.into_iter().map(thread::ScopedJoinHandle::join).collect();
         running.store(false, Ordering::Relaxed);
-        assert!(
-            vcpus.iter().all(Result::is_ok),
-            "a vCPU read what it did not write"
-        );
-        println!(
-            "vCPU operations: {}; VMM operations: {}",
-            VCPUS * ops,
-            vmm.join().unwrap()
-        );
+        assert!(vcpus.iter().all(Result::is_ok), "a vCPU read what it did not write");
+        println!("vCPU operations: {}; VMM operations: {}", VCPUS * ops, vmm.join().unwrap());
     });
     let stats = machine.stats();
     println!("{stats:?}");
     assert!(machine.pager.failure().is_none());
     assert_eq!(stats.outstanding, 0);
-    assert_eq!(
-        stats.stored_bytes,
-        4096 * (stats.evicted_pages - stats.fetched_pages)
-    );
-    assert_eq!(
-        stats.resident_bytes + stats.stored_bytes,
-        4096 * stats.pages_touched
-    );
+    assert_eq!(stats.stored_bytes, 4096 * (stats.evicted_pages - stats.fetched_pages));
+    assert_eq!(stats.resident_bytes + stats.stored_bytes, 4096 * stats.pages_touched);
 }
 
 #[test]

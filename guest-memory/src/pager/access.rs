@@ -15,14 +15,8 @@ const MAX_WAITING: usize = 256;
 
 /// One access, with the way to its caller.
 pub(super) enum Access {
-    Read {
-        reply: SyncSender<Result<Box<PageBytes>, PagerError>>,
-    },
-    Write {
-        offset: usize,
-        bytes: Vec<u8>,
-        reply: SyncSender<Result<(), PagerError>>,
-    },
+    Read { reply: SyncSender<Result<Box<PageBytes>, PagerError>> },
+    Write { offset: usize, bytes: Vec<u8>, reply: SyncSender<Result<(), PagerError>> },
 }
 
 impl Access {
@@ -49,10 +43,7 @@ impl Worker {
 
     fn park(&mut self, page: PageIndex, access: Access) {
         if self.waiting.len() >= MAX_WAITING {
-            access.refuse(PagerError::Busy {
-                what: "accesses",
-                limit: MAX_WAITING,
-            });
+            access.refuse(PagerError::Busy { what: "accesses", limit: MAX_WAITING });
             return;
         }
         if self.deadlines.room() == 0 {
@@ -78,11 +69,9 @@ impl Worker {
     fn perform(&mut self, page: PageIndex, access: Access) {
         match access {
             Access::Read { reply } => drop(reply.try_send(self.read(page))),
-            Access::Write {
-                offset,
-                bytes,
-                reply,
-            } => drop(reply.try_send(self.write(page, offset, &bytes))),
+            Access::Write { offset, bytes, reply } => {
+                drop(reply.try_send(self.write(page, offset, &bytes)))
+            }
         }
     }
 
@@ -90,10 +79,7 @@ impl Worker {
         let mut bytes = Box::new([0; PAGE_SIZE]);
         // An untouched page is zeros, and reading it here does not touch it.
         if self.table.state(page) == PageState::Mapped {
-            let read = self
-                .shared
-                .file
-                .read_exact_at(&mut bytes[..], page.file_offset());
+            let read = self.shared.file.read_exact_at(&mut bytes[..], page.file_offset());
             read.map_err(self.on_pages("read", PageRun::single(page)))?;
         }
         Ok(bytes)

@@ -42,9 +42,7 @@ impl Worker {
             page.0 == *number && self.table.state(**page) == PageState::Mapped
         };
         let count = pages.iter().zip(first.0..).take_while(follows).count();
-        let run = u32::try_from(count)
-            .ok()
-            .and_then(|n| PageRun::new(first, n));
+        let run = u32::try_from(count).ok().and_then(|n| PageRun::new(first, n));
         run.unwrap_or(PageRun::single(first))
     }
 

@@ -189,15 +189,10 @@ impl Worker {
     fn schedule(&mut self, after: Duration, task: Task, page: PageIndex) -> Result<(), PagerError> {
         let due = Instant::now() + after;
         // Messages and accesses are taken only when there is room.
-        self.deadlines
-            .push(due, task, page)
-            .map_err(|Full| too_many_tasks())
+        self.deadlines.push(due, task, page).map_err(|Full| too_many_tasks())
     }
 }
 
 pub(super) fn too_many_tasks() -> PagerError {
-    PagerError::Busy {
-        what: "fetches",
-        limit: MAX_OUTSTANDING,
-    }
+    PagerError::Busy { what: "fetches", limit: MAX_OUTSTANDING }
 }

@@ -58,11 +58,7 @@ pub struct PagerConfig {
 
 impl Default for PagerConfig {
     fn default() -> Self {
-        Self {
-            store: StoreSpec::default(),
-            fault_around_bytes: 64 << 10,
-            populate: false,
-        }
+        Self { store: StoreSpec::default(), fault_around_bytes: 64 << 10, populate: false }
     }
 }
 
@@ -119,10 +115,7 @@ impl Pager {
     /// [`PagerError::OutOfRange`] before anything is done; [`PagerError::Evict`] when the store
     /// refuses a page; [`PagerError::Stopped`].
     pub fn evict(&self, gfns: &[Gfn]) -> Result<u32, PagerError> {
-        let mut pages = gfns
-            .iter()
-            .map(|gfn| self.page_of(*gfn))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut pages = gfns.iter().map(|gfn| self.page_of(*gfn)).collect::<Result<Vec<_>, _>>()?;
         pages.sort_unstable();
         pages.dedup();
         let mut total = 0;
@@ -164,11 +157,7 @@ impl Pager {
         }
         let bytes = bytes.to_vec();
         self.ask(|reply| {
-            let write = access::Access::Write {
-                offset,
-                bytes,
-                reply,
-            };
+            let write = access::Access::Write { offset, bytes, reply };
             Request::Access(page, write)
         })
     }
@@ -248,9 +237,7 @@ impl Pager {
     }
 
     fn send(&self, request: Request) -> Result<(), PagerError> {
-        self.requests
-            .send(request)
-            .map_err(|_| PagerError::Stopped)?;
+        self.requests.send(request).map_err(|_| PagerError::Stopped)?;
         self.bell.write(1).map_err(system("ring its own thread"))
     }
 

@@ -102,10 +102,7 @@ impl Worker {
             offset = start + len;
             let first = PageIndex::containing(start);
             let pages = pages_in(len);
-            if let Some(run) = first
-                .zip(pages)
-                .and_then(|(first, n)| PageRun::new(first, n))
-            {
+            if let Some(run) = first.zip(pages).and_then(|(first, n)| PageRun::new(first, n)) {
                 self.install_at_start(run, "map", Userfault::map)?;
                 self.shared.counters.pages_loaded.add(run.pages().into());
             }

@@ -56,13 +56,8 @@ pub(super) fn run(mut worker: Worker, inbox: &Receiver<Request>, bell: &EventFd)
         Ok(Err(error)) => error,
         Err(_) => PagerError::Panicked,
     };
-    let Worker {
-        shared, userfault, ..
-    } = worker;
-    *shared
-        .abandoned
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(userfault);
+    let Worker { shared, userfault, .. } = worker;
+    *shared.abandoned.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(userfault);
     shared.fail(error);
 }
 
@@ -109,10 +104,8 @@ impl Worker {
         // Every message may add a task: without room for a whole batch, messages wait.
         let room = self.deadlines.room() >= MESSAGE_BATCH;
         let userfault = room.then_some(&self.userfault as &dyn AsRawFd);
-        let timeout = self
-            .deadlines
-            .next_due()
-            .map(|due| due.saturating_duration_since(Instant::now()));
+        let timeout =
+            self.deadlines.next_due().map(|due| due.saturating_duration_since(Instant::now()));
         let readable = wait_readable([userfault, Some(bell)], timeout);
         let [faults, request] = readable.map_err(system("wait for messages"))?;
         Ok((faults, request))
@@ -173,11 +166,6 @@ impl Worker {
     ) -> impl FnOnce(io::Error) -> PagerError + use<> {
         let gfn = self.shared.layout.gfn_of(run.first());
         let pages = run.pages();
-        move |source| PagerError::Pages {
-            action,
-            gfn,
-            pages,
-            source,
-        }
+        move |source| PagerError::Pages { action, gfn, pages, source }
     }
 }

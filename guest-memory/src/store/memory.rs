@@ -45,9 +45,7 @@ impl Store for MemoryStore {
         let next = u32::try_from(self.used.len()).ok().map(Slot);
         let slot = self.free.last().copied().or(next);
         let slot = slot.ok_or(StoreError::Full { slots: u32::MAX })?;
-        self.file
-            .write_all_at(page, offset(slot))
-            .map_err(error("write", slot))?;
+        self.file.write_all_at(page, offset(slot)).map_err(error("write", slot))?;
         if self.free.pop().is_none() {
             self.used.push(false);
         }
@@ -57,9 +55,7 @@ impl Store for MemoryStore {
 
     fn read(&mut self, slot: Slot, page: &mut PageBytes) -> Result<(), StoreError> {
         self.holds(slot)?;
-        self.file
-            .read_exact_at(page, offset(slot))
-            .map_err(error("read", slot))
+        self.file.read_exact_at(page, offset(slot)).map_err(error("read", slot))
     }
 
     fn free(&mut self, slot: Slot) -> Result<(), StoreError> {
@@ -75,11 +71,7 @@ fn offset(slot: Slot) -> u64 {
 }
 
 fn error(action: &'static str, slot: Slot) -> impl FnOnce(io::Error) -> StoreError {
-    move |source| StoreError::Io {
-        action,
-        slot,
-        source,
-    }
+    move |source| StoreError::Io { action, slot, source }
 }
 
 #[cfg(test)]
@@ -97,14 +89,8 @@ mod tests {
         let slot = store.write(&[1; PAGE_SIZE]).unwrap();
         store.free(slot).unwrap();
         assert!(matches!(store.free(slot), Err(StoreError::Empty(s)) if s == slot));
-        assert!(matches!(
-            store.read(slot, &mut page),
-            Err(StoreError::Empty(_))
-        ));
-        assert!(matches!(
-            store.read(Slot(u32::MAX), &mut page),
-            Err(StoreError::Empty(_))
-        ));
+        assert!(matches!(store.read(slot, &mut page), Err(StoreError::Empty(_))));
+        assert!(matches!(store.read(Slot(u32::MAX), &mut page), Err(StoreError::Empty(_))));
         assert_eq!(store.file.metadata().unwrap().blocks(), 0);
     }
 

@@ -56,9 +56,8 @@ impl FromStr for StoreSpec {
         if text == "memory" {
             return Ok(Self::Memory);
         }
-        let delay = text
-            .strip_prefix("delay=")
-            .ok_or_else(|| StoreSpecError::Unknown(text.to_owned()))?;
+        let delay =
+            text.strip_prefix("delay=").ok_or_else(|| StoreSpecError::Unknown(text.to_owned()))?;
         let digits = delay.trim_end_matches(|c: char| c.is_ascii_alphabetic());
         let unit = match &delay[digits.len()..] {
             "us" => Duration::from_micros(1),
@@ -101,12 +100,9 @@ mod tests {
     #[test]
     fn stores_are_named() {
         assert_eq!("memory".parse(), Ok(StoreSpec::Memory));
-        for (text, us) in [
-            ("delay=20ms", 20_000),
-            ("delay=7us", 7),
-            ("delay=60s", 60_000_000),
-            ("delay=0ms", 0),
-        ] {
+        for (text, us) in
+            [("delay=20ms", 20_000), ("delay=7us", 7), ("delay=60s", 60_000_000), ("delay=0ms", 0)]
+        {
             let delay = Duration::from_micros(us);
             assert_eq!(text.parse(), Ok(StoreSpec::Delay(delay)), "{text}");
         }
@@ -118,9 +114,7 @@ mod tests {
         let error = |text: &str| text.parse::<StoreSpec>().unwrap_err();
         assert_eq!(error("disk"), Unknown("disk".into()));
         assert_eq!(error(""), Unknown(String::new()));
-        for bad in [
-            "", "20", "ms", "-5ms", "+5ms", "1.5s", "5 ms", "5h", "5MS", "٣ms",
-        ] {
+        for bad in ["", "20", "ms", "-5ms", "+5ms", "1.5s", "5 ms", "5h", "5MS", "٣ms"] {
             assert_eq!(error(&format!("delay={bad}")), Duration(bad.into()));
         }
         for long in ["61s", "60001ms", "99999999999999999999s"] {

@@ -56,18 +56,11 @@ impl GuestMapping {
     /// is a fault.
     pub(crate) fn unmap(&self, run: PageRun) -> io::Result<()> {
         let (offset, len) = (run.first().file_offset() as usize, run.byte_len() as usize);
-        assert!(
-            offset + len <= self.len,
-            "pages outside the guest mapping: {run:?}"
-        );
+        assert!(offset + len <= self.len, "pages outside the guest mapping: {run:?}");
         // SAFETY: the range lies in this mapping, which is shared: nothing is lost, only page table
         // entries go. No reference to these bytes exists anywhere in this process.
         let result = unsafe {
-            libc::madvise(
-                (self.address + offset) as *mut libc::c_void,
-                len,
-                libc::MADV_DONTNEED,
-            )
+            libc::madvise((self.address + offset) as *mut libc::c_void, len, libc::MADV_DONTNEED)
         };
         check(result)
     }
@@ -117,9 +110,5 @@ pub(crate) fn keep_private(address: usize, len: usize) -> io::Result<()> {
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

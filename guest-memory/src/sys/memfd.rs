@@ -61,15 +61,9 @@ mod tests {
         file.write_all_at(&[1; 3 << 12], 4 << 12).unwrap();
         file.write_all_at(&[1], (16 << 12) - 1).unwrap();
         assert_eq!(next_data(&mut file, 0).unwrap(), Some((4 << 12, 3 << 12)));
-        assert_eq!(
-            next_data(&mut file, 7 << 12).unwrap(),
-            Some((15 << 12, 1 << 12))
-        );
+        assert_eq!(next_data(&mut file, 7 << 12).unwrap(), Some((15 << 12, 1 << 12)));
         punch(&file, 5 << 12, 1 << 12).unwrap();
         assert_eq!(next_data(&mut file, 0).unwrap(), Some((4 << 12, 1 << 12)));
-        assert_eq!(
-            next_data(&mut file, 5 << 12).unwrap(),
-            Some((6 << 12, 1 << 12))
-        );
+        assert_eq!(next_data(&mut file, 5 << 12).unwrap(), Some((6 << 12, 1 << 12)));
     }
 }

@@ -97,9 +97,7 @@ pub(crate) struct FaultBatch {
 impl FaultBatch {
     /// A buffer for `messages` messages.
     pub(crate) fn new(messages: usize) -> Self {
-        Self {
-            buffer: EventBuffer::new(messages),
-        }
+        Self { buffer: EventBuffer::new(messages) }
     }
 }
 
@@ -131,15 +129,10 @@ impl Userfault {
     pub(crate) fn register(mapping: &GuestMapping) -> Result<Self, UserfaultError> {
         let uffd = open()?;
         let mode = RegisterMode::MISSING | RegisterMode::MINOR;
-        uffd.register_with_mode(mapping.address() as *mut _, mapping.len(), mode)
-            .map_err(|error| UserfaultError::Register {
-                bytes: mapping.len(),
-                source: os_error(error),
-            })?;
-        Ok(Self {
-            uffd,
-            address: mapping.address(),
-        })
+        uffd.register_with_mode(mapping.address() as *mut _, mapping.len(), mode).map_err(
+            |error| UserfaultError::Register { bytes: mapping.len(), source: os_error(error) },
+        )?;
+        Ok(Self { uffd, address: mapping.address() })
     }
 
     /// Maps pages whose bytes are in the RAM file, and wakes whoever waits for them.
@@ -216,11 +209,7 @@ fn open() -> Result<Uffd, UserfaultError> {
             _ => UserfaultError::Open { device, syscall },
         })
     })?;
-    let mut api = UffdioApi {
-        api: UFFD_API,
-        features: UFFD_FEATURE_MINOR_SHMEM,
-        ioctls: 0,
-    };
+    let mut api = UffdioApi { api: UFFD_API, features: UFFD_FEATURE_MINOR_SHMEM, ioctls: 0 };
     // SAFETY: the descriptor is a userfaultfd, and `api` has the layout of its struct uffdio_api.
     if unsafe { ioctl_with_mut_ref(&fd, UFFDIO_API as _, &mut api) } < 0 {
         return Err(UserfaultError::NoMinorFaults(io::Error::last_os_error()));
@@ -230,10 +219,7 @@ fn open() -> Result<Uffd, UserfaultError> {
 }
 
 fn from_device(flags: libc::c_int) -> io::Result<OwnedFd> {
-    let device = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/userfaultfd")?;
+    let device = OpenOptions::new().read(true).write(true).open("/dev/userfaultfd")?;
     // SAFETY: this ioctl takes flags by value and touches no memory.
     let fd = unsafe { ioctl_with_val(&device, USERFAULTFD_IOC_NEW as _, flags as libc::c_ulong) };
     owned(fd)

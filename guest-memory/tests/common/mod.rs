@@ -70,10 +70,7 @@ impl Machine {
 
     /// Where the guest mapping has this address.
     pub fn hva(&self, gpa: u64) -> u64 {
-        let slot = self
-            .slots
-            .iter()
-            .find(|s| (s.gpa..s.gpa + s.len).contains(&gpa));
+        let slot = self.slots.iter().find(|s| (s.gpa..s.gpa + s.len).contains(&gpa));
         let slot = slot.unwrap_or_else(|| panic!("{gpa:#x} is not in guest RAM"));
         slot.hva + (gpa - slot.gpa)
     }
@@ -100,11 +97,7 @@ pub fn ram(bytes: u64) -> GuestRam {
 
 /// No fault-around, pages in host memory.
 pub fn plain() -> PagerConfig {
-    PagerConfig {
-        store: StoreSpec::Memory,
-        fault_around_bytes: PAGE_BYTES,
-        populate: false,
-    }
+    PagerConfig { store: StoreSpec::Memory, fault_around_bytes: PAGE_BYTES, populate: false }
 }
 
 /// The address of a page of low RAM.
@@ -130,9 +123,7 @@ impl Rng {
         let given = std::env::var("NOWAIT_TEST_SEED").ok();
         let seed = match given.map(|seed| seed.parse()) {
             Some(seed) => seed.expect("NOWAIT_TEST_SEED is a number"),
-            None => std::time::UNIX_EPOCH
-                .elapsed()
-                .map_or(1, |now| now.as_nanos() as u64),
+            None => std::time::UNIX_EPOCH.elapsed().map_or(1, |now| now.as_nanos() as u64),
         };
         println!("seed: run again with NOWAIT_TEST_SEED={seed}");
         Self(seed)

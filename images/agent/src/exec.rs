@@ -19,14 +19,9 @@ const LOOK_AGAIN_MS: i32 = 20;
 
 /// Runs a command and says what became of it.
 pub(crate) fn exec(command: &str) -> Report {
-    match init::install_busybox()
-        .map_err(|e| e.to_string())
-        .and_then(|()| run(command, LIMIT))
-    {
+    match init::install_busybox().map_err(|e| e.to_string()).and_then(|()| run(command, LIMIT)) {
         Ok((status, output)) => Report::Exec {
-            status: status
-                .code()
-                .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
+            status: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
             output: String::from_utf8_lossy(&output).into_owned(),
         },
         Err(message) => Report::Error { message },
@@ -35,9 +30,7 @@ pub(crate) fn exec(command: &str) -> Report {
 
 fn run(command: &str, limit: Duration) -> Result<(ExitStatus, Vec<u8>), String> {
     let (mut pipe, writer) = io::pipe().map_err(|e| format!("cannot make a pipe: {e}"))?;
-    let stderr = writer
-        .try_clone()
-        .map_err(|e| format!("cannot make a pipe: {e}"))?;
+    let stderr = writer.try_clone().map_err(|e| format!("cannot make a pipe: {e}"))?;
     let mut child = sys::in_own_session(
         Command::new("/bin/sh")
             .args(["-c", command])
@@ -53,10 +46,7 @@ fn run(command: &str, limit: Duration) -> Result<(ExitStatus, Vec<u8>), String> 
     let message = match ended {
         // What it left in the background lives on, as with any shell.
         Ok(Some(status)) => return Ok((status, output)),
-        Ok(None) => format!(
-            "the command did not end within {} s and was killed",
-            limit.as_secs()
-        ),
+        Ok(None) => format!("the command did not end within {} s and was killed", limit.as_secs()),
         Err(e) => format!("cannot wait for the command: {e}"),
     };
     sys::kill_group(child.id());
@@ -129,10 +119,8 @@ mod tests {
         let (status, output) = run("head -c 10000000 /dev/zero; exit 5", LONG).unwrap();
         assert_eq!(status.code(), Some(5));
         assert_eq!(output.len(), OUTPUT_BYTES);
-        let report = Report::Exec {
-            status: 0,
-            output: String::from_utf8_lossy(&output).into_owned(),
-        };
+        let report =
+            Report::Exec { status: 0, output: String::from_utf8_lossy(&output).into_owned() };
         encode_line(&report).unwrap();
     }
 

@@ -20,11 +20,8 @@ const BUSYBOX: &str = "/bin/busybox";
 /// Where the links to it are made.
 const COMMAND_DIRS: [&str; 4] = ["/bin", "/sbin", "/usr/bin", "/usr/sbin"];
 /// What a process of this guest finds in its environment.
-const ENVIRONMENT: [(&str, &str); 3] = [
-    ("PATH", "/bin:/sbin:/usr/bin:/usr/sbin"),
-    ("HOME", "/root"),
-    ("PS1", "guest:\\w# "),
-];
+const ENVIRONMENT: [(&str, &str); 3] =
+    [("PATH", "/bin:/sbin:/usr/bin:/usr/sbin"), ("HOME", "/root"), ("PS1", "guest:\\w# ")];
 
 /// Sees to it that what the agent prints reaches the console: the kernel opens it for PID 1 where
 /// the initramfs has `/dev/console`.
@@ -32,11 +29,7 @@ pub(crate) fn ensure_console() {
     if io::stdout().is_terminal() {
         return;
     }
-    if let Ok(console) = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/console")
-    {
+    if let Ok(console) = OpenOptions::new().read(true).write(true).open("/dev/console") {
         // If it fails there is nowhere to say so.
         let _ = sys::attach_stdio(&console);
     }
@@ -78,21 +71,13 @@ pub(crate) fn install_busybox() -> io::Result<()> {
         fs::create_dir_all(dir)?;
     }
     let explain = |e: io::Error| {
-        io::Error::new(
-            e.kind(),
-            format!("cannot run {BUSYBOX} (is it in the initramfs?): {e}"),
-        )
+        io::Error::new(e.kind(), format!("cannot run {BUSYBOX} (is it in the initramfs?): {e}"))
     };
-    let status = command(BUSYBOX)
-        .args(["--install", "-s"])
-        .status()
-        .map_err(explain)?;
+    let status = command(BUSYBOX).args(["--install", "-s"]).status().map_err(explain)?;
     if status.success() {
         Ok(())
     } else {
-        Err(io::Error::other(format!(
-            "{BUSYBOX} --install failed: {status}"
-        )))
+        Err(io::Error::other(format!("{BUSYBOX} --install failed: {status}")))
     }
 }
 

@@ -5,9 +5,7 @@ use std::io;
 
 /// The kernel's release, as `uname -r` prints it.
 pub(crate) fn kernel_release() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/osrelease")?
-        .trim()
-        .to_owned())
+    Ok(fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned())
 }
 
 /// A field of `/proc/meminfo`, in KiB.

@@ -68,13 +68,9 @@ fn answer(line: Result<Vec<u8>, LineError>) -> Option<Report> {
         Ok(Request::Exec { command }) => exec::exec(&command),
         Ok(Request::Run(workload)) => match workload::run(&workload) {
             Ok(result) => Report::Result(result),
-            Err(e) => Report::Error {
-                message: e.to_string(),
-            },
+            Err(e) => Report::Error { message: e.to_string() },
         },
-        Err(e) => Report::Error {
-            message: e.to_string(),
-        },
+        Err(e) => Report::Error { message: e.to_string() },
     })
 }
 

@@ -23,11 +23,7 @@ pub(crate) const PAGE_BYTES: usize = 4096;
 pub(crate) const PAGE_WORDS: usize = PAGE_BYTES / 8;
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 fn c_string(text: &str) -> io::Result<CString> {
@@ -39,13 +35,7 @@ pub(crate) fn mount(fstype: &str, target: &str) -> io::Result<()> {
     let (fstype, target) = (c_string(fstype)?, c_string(target)?);
     // SAFETY: the three strings are NUL-terminated and outlive the call; no data is passed.
     check(unsafe {
-        libc::mount(
-            fstype.as_ptr(),
-            target.as_ptr(),
-            fstype.as_ptr(),
-            0,
-            std::ptr::null(),
-        )
+        libc::mount(fstype.as_ptr(), target.as_ptr(), fstype.as_ptr(), 0, std::ptr::null())
     })?;
     Ok(())
 }
@@ -53,11 +43,7 @@ pub(crate) fn mount(fstype: &str, target: &str) -> io::Result<()> {
 /// Writes all file systems back, then powers the machine off or restarts it.
 /// Returns only when the kernel refuses.
 pub(crate) fn reboot(power_off: bool) -> io::Error {
-    let command = if power_off {
-        libc::RB_POWER_OFF
-    } else {
-        libc::RB_AUTOBOOT
-    };
+    let command = if power_off { libc::RB_POWER_OFF } else { libc::RB_AUTOBOOT };
     // SAFETY: neither call takes a pointer.
     unsafe {
         libc::sync();
@@ -112,16 +98,8 @@ pub(crate) fn signal_file(signals: &[libc::c_int]) -> io::Result<File> {
     // SAFETY: `set` is initialised and outlives both calls; the descriptor that signalfd returns is
     // new, so it has no other owner.
     unsafe {
-        check(libc::sigprocmask(
-            libc::SIG_BLOCK,
-            &set,
-            std::ptr::null_mut(),
-        ))?;
-        let fd = check(libc::signalfd(
-            -1,
-            &set,
-            libc::SFD_CLOEXEC | libc::SFD_NONBLOCK,
-        ))?;
+        check(libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()))?;
+        let fd = check(libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))?;
         Ok(File::from_raw_fd(fd))
     }
 }
@@ -134,19 +112,11 @@ pub(crate) fn wait_readable<const N: usize>(
     files: [&impl AsRawFd; N],
     limit_ms: Option<i32>,
 ) -> io::Result<[bool; N]> {
-    let mut polls = files.map(|file| libc::pollfd {
-        fd: file.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    });
+    let mut polls =
+        files.map(|file| libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 });
     // SAFETY: `polls` is an array of N initialised entries that outlives the call.
-    let result = unsafe {
-        libc::poll(
-            polls.as_mut_ptr(),
-            N as libc::nfds_t,
-            limit_ms.unwrap_or(-1),
-        )
-    };
+    let result =
+        unsafe { libc::poll(polls.as_mut_ptr(), N as libc::nfds_t, limit_ms.unwrap_or(-1)) };
     match check(result) {
         Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok([false; N]),
         Err(e) => Err(e),
@@ -159,11 +129,7 @@ pub(crate) fn set_nonblocking(file: &impl AsRawFd) -> io::Result<()> {
     // SAFETY: F_GETFL and F_SETFL take no pointer.
     unsafe {
         let flags = check(libc::fcntl(file.as_raw_fd(), libc::F_GETFL))?;
-        check(libc::fcntl(
-            file.as_raw_fd(),
-            libc::F_SETFL,
-            flags | libc::O_NONBLOCK,
-        ))?;
+        check(libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK))?;
     }
     Ok(())
 }
@@ -197,11 +163,7 @@ pub(crate) fn in_own_session(command: &mut Command, terminal: bool) -> &mut Comm
             if terminal {
                 check(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
             }
-            check(libc::sigprocmask(
-                libc::SIG_SETMASK,
-                &none,
-                std::ptr::null_mut(),
-            ))?;
+            check(libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut()))?;
         }
         Ok(())
     };
@@ -216,11 +178,7 @@ pub(crate) fn cpus() -> io::Result<Vec<u32>> {
     // the size that is passed.
     let set = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
-        check(libc::sched_getaffinity(
-            0,
-            size_of::<libc::cpu_set_t>(),
-            &mut set,
-        ))?;
+        check(libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set))?;
         set
     };
     Ok((0..libc::CPU_SETSIZE as usize)
@@ -240,14 +198,8 @@ pub(crate) fn pin_fifo(cpu: u32, priority: i32) -> io::Result<()> {
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(cpu as usize, &mut set);
-        check(libc::sched_setaffinity(
-            0,
-            size_of::<libc::cpu_set_t>(),
-            &set,
-        ))?;
-        let param = libc::sched_param {
-            sched_priority: priority,
-        };
+        check(libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set))?;
+        let param = libc::sched_param { sched_priority: priority };
         check(libc::sched_setscheduler(0, libc::SCHED_FIFO, &param))?;
     }
     Ok(())
@@ -262,10 +214,7 @@ pub(crate) fn lock_memory() -> io::Result<()> {
 
 /// The monotonic clock, in nanoseconds.
 pub(crate) fn now_ns() -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` outlives the call. CLOCK_MONOTONIC always exists, so it does not fail.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
@@ -382,12 +331,7 @@ impl Pages {
         // SAFETY: the target lies within the page by the check above, and the page's words are
         // atomics, which may change at any time.
         let read = unsafe {
-            libc::pread(
-                file.as_raw_fd(),
-                page.add(at).cast(),
-                len,
-                offset as libc::off_t,
-            )
+            libc::pread(file.as_raw_fd(), page.add(at).cast(), len, offset as libc::off_t)
         };
         usize::try_from(read).map_err(|_| io::Error::last_os_error())
     }

@@ -183,11 +183,7 @@ pub enum LineError {
 pub fn encode_line<T: Serialize>(message: &T) -> Result<Vec<u8>, LineError> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
-    if line.len() > MAX_LINE_BYTES {
-        Err(LineError::TooLong)
-    } else {
-        Ok(line)
-    }
+    if line.len() > MAX_LINE_BYTES { Err(LineError::TooLong) } else { Ok(line) }
 }
 
 /// Decodes one line; the newline may be there or not.
@@ -209,10 +205,7 @@ mod tests {
     #[test]
     fn the_mode_comes_from_the_last_parameter() {
         assert_eq!(Mode::from_cmdline("console=ttyS0 quiet"), Ok(Mode::Shell));
-        assert_eq!(
-            Mode::from_cmdline("nowait.agent=serve quiet"),
-            Ok(Mode::Serve)
-        );
+        assert_eq!(Mode::from_cmdline("nowait.agent=serve quiet"), Ok(Mode::Serve));
         let twice = "nowait.agent=serve nowait.agent=poweroff";
         assert_eq!(Mode::from_cmdline(twice), Ok(Mode::PowerOff));
         assert_eq!(Mode::from_cmdline("nowait.agent=x"), Err("x".into()));
@@ -236,11 +229,7 @@ mod tests {
             elapsed_us: 5,
             pages_touched: 6,
             data_errors: 0,
-            heartbeats: vec![Heartbeat {
-                cpu: 0,
-                deadlines: 2,
-                overrun_us_hdr: "AA==".into(),
-            }],
+            heartbeats: vec![Heartbeat { cpu: 0, deadlines: 2, overrun_us_hdr: "AA==".into() }],
         });
         let line = encode_line(&report).unwrap();
         assert_eq!(decode_line::<Report>(&line).unwrap(), report);
@@ -248,9 +237,7 @@ mod tests {
 
     #[test]
     fn a_line_over_the_limit_is_refused_both_ways() {
-        let request = Request::Exec {
-            command: "x".repeat(MAX_LINE_BYTES),
-        };
+        let request = Request::Exec { command: "x".repeat(MAX_LINE_BYTES) };
         assert!(matches!(encode_line(&request), Err(LineError::TooLong)));
         assert!(matches!(
             decode_line::<Request>(&vec![b'{'; MAX_LINE_BYTES + 1]),

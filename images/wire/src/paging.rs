@@ -49,15 +49,9 @@ impl Status {
     /// The status with this number, if there is one.
     #[must_use]
     pub fn from_u32(value: u32) -> Option<Self> {
-        [
-            Self::Pending,
-            Self::Done,
-            Self::Malformed,
-            Self::OutOfRange,
-            Self::Failed,
-        ]
-        .into_iter()
-        .find(|status| *status as u32 == value)
+        [Self::Pending, Self::Done, Self::Malformed, Self::OutOfRange, Self::Failed]
+            .into_iter()
+            .find(|status| *status as u32 == value)
     }
 }
 
@@ -98,9 +92,7 @@ impl Request {
         if count as usize > MAX_GFNS {
             return Err(DecodeError::Count(count));
         }
-        let gfns = (0..count as usize)
-            .map(|i| read_u64(page, HEADER_BYTES + 8 * i))
-            .collect();
+        let gfns = (0..count as usize).map(|i| read_u64(page, HEADER_BYTES + 8 * i)).collect();
         Ok(Self::Evict(gfns))
     }
 
@@ -111,9 +103,7 @@ impl Request {
     pub fn encode(&self, page: &mut [u8; PAGE_BYTES]) -> Result<(), DecodeError> {
         let Self::Evict(gfns) = self;
         if gfns.len() > MAX_GFNS {
-            return Err(DecodeError::Count(
-                u32::try_from(gfns.len()).unwrap_or(u32::MAX),
-            ));
+            return Err(DecodeError::Count(u32::try_from(gfns.len()).unwrap_or(u32::MAX)));
         }
         page.fill(0);
         page[0..8].copy_from_slice(&MAGIC.to_le_bytes());
@@ -145,10 +135,7 @@ pub const fn answer_offset() -> usize {
 /// done.
 #[must_use]
 pub fn decode_answer(page: &[u8; PAGE_BYTES]) -> (Option<Status>, u32) {
-    (
-        Status::from_u32(read_u32(page, STATUS_OFFSET)),
-        read_u32(page, STATUS_OFFSET + 4),
-    )
+    (Status::from_u32(read_u32(page, STATUS_OFFSET)), read_u32(page, STATUS_OFFSET + 4))
 }
 
 fn read_u32(page: &[u8; PAGE_BYTES], at: usize) -> u32 {
@@ -193,10 +180,7 @@ mod tests {
     fn too_many_frames_are_refused() {
         let mut page = [0; PAGE_BYTES];
         let request = Request::Evict(vec![0; MAX_GFNS + 1]);
-        assert_eq!(
-            request.encode(&mut page),
-            Err(DecodeError::Count(MAX_GFNS as u32 + 1))
-        );
+        assert_eq!(request.encode(&mut page), Err(DecodeError::Count(MAX_GFNS as u32 + 1)));
     }
 
     #[test]

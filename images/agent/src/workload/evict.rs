@@ -66,9 +66,7 @@ pub(super) fn evict(pages: &Pages) -> Result<(), WorkloadError> {
 
 fn ask(port: &PagingPort, page: &Pages, gfn: u32, batch: &[u64]) -> Result<(), WorkloadError> {
     let mut bytes = [0; paging::PAGE_BYTES];
-    Request::Evict(batch.to_vec())
-        .encode(&mut bytes)
-        .map_err(WorkloadError::Encode)?;
+    Request::Evict(batch.to_vec()).encode(&mut bytes).map_err(WorkloadError::Encode)?;
     for (word, value) in page.page(0).iter().zip(bytes.chunks_exact(8)) {
         let value = u64::from_le_bytes(value.try_into().unwrap_or_default());
         word.store(value, Ordering::SeqCst);

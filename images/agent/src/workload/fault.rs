@@ -97,9 +97,7 @@ impl Faulting {
             return pattern::verify(&self.pages, index, None);
         };
         let offset = pattern::file_offset(index);
-        let read = self
-            .pages
-            .read_file_into(file, offset as u64, index, COPY_AT_BYTES, COPY_BYTES);
+        let read = self.pages.read_file_into(file, offset as u64, index, COPY_AT_BYTES, COPY_BYTES);
         let expected = &content[offset..offset + COPY_BYTES];
         matches!(read, Ok(COPY_BYTES)) && pattern::verify(&self.pages, index, Some(expected))
     }

@@ -40,10 +40,7 @@ impl Gate {
             if let Some(verdict) = state.verdict {
                 return verdict;
             }
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -51,10 +48,7 @@ impl Gate {
     pub(super) fn wait_for(&self, count: usize) -> Result<(), String> {
         let mut state = self.lock();
         while state.arrived < count {
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.failure.take().map_or(Ok(()), Err)
     }
@@ -75,9 +69,7 @@ mod tests {
     fn all_get_the_same_start() {
         let gate = Gate::default();
         thread::scope(|scope| {
-            let threads: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| gate.arrive(Ok(()))))
-                .collect();
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| gate.arrive(Ok(())))).collect();
             gate.wait_for(4).unwrap();
             gate.open(Some(7));
             for thread in threads {

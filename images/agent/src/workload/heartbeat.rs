@@ -52,10 +52,7 @@ impl Samples {
             .map_err(|e| format!("cannot make a histogram: {e}"))?;
         // Writes to all of its memory, so that no page of it is absent during the run.
         histogram.reset();
-        Ok(Self {
-            histogram,
-            held_back: VecDeque::with_capacity(HELD_BACK),
-        })
+        Ok(Self { histogram, held_back: VecDeque::with_capacity(HELD_BACK) })
     }
 
     fn push(&mut self, deadline_ns: u64, overrun_us: u64) {
@@ -159,9 +156,7 @@ mod tests {
         let heartbeat = samples.encode(3).unwrap();
         assert_eq!((heartbeat.cpu, heartbeat.deadlines), (3, 5));
         let bytes = STANDARD.decode(heartbeat.overrun_us_hdr).unwrap();
-        let back: Histogram<u64> = Deserializer::new()
-            .deserialize(&mut bytes.as_slice())
-            .unwrap();
+        let back: Histogram<u64> = Deserializer::new().deserialize(&mut bytes.as_slice()).unwrap();
         assert_eq!(back, samples.histogram);
         assert_eq!(back.count_between(900, 1100), 1);
         assert!(back.equivalent(back.max(), MAX_OVERRUN_US));

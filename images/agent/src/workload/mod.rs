@@ -45,21 +45,13 @@ const LEAD_NS: u64 = 10_000_000;
 pub(crate) enum WorkloadError {
     /// A number of the request is out of its range.
     #[error("{operand} is {value}, but it must be {range}")]
-    Operand {
-        operand: &'static str,
-        value: u32,
-        range: String,
-    },
+    Operand { operand: &'static str, value: u32, range: String },
     /// The buffer does not fit into the guest.
     #[error(
         "{pages} pages need {needed_kib} KiB of guest memory and {available_kib} KiB are \
          available: ask for fewer pages or give the guest more memory"
     )]
-    TooLarge {
-        pages: u32,
-        needed_kib: u64,
-        available_kib: u64,
-    },
+    TooLarge { pages: u32, needed_kib: u64, available_kib: u64 },
     /// No memory for the pages.
     #[error("cannot map the pages of the workload: {0}")]
     Memory(#[source] io::Error),
@@ -86,11 +78,7 @@ pub(crate) enum WorkloadError {
     NoAnswer,
     /// The VMM refused to evict.
     #[error("the VMM answered a request to evict {asked} pages with {status}, {done} done")]
-    Refused {
-        status: String,
-        done: u32,
-        asked: usize,
-    },
+    Refused { status: String, done: u32, asked: usize },
     /// The file that `read(2)` copies from cannot be made.
     #[error("cannot make the file to read from: {0}")]
     File(#[source] io::Error),
@@ -99,19 +87,14 @@ pub(crate) enum WorkloadError {
     Thread(String),
     /// Something about the guest cannot be found out.
     #[error("cannot find out {what}: {source}")]
-    Guest {
-        what: &'static str,
-        source: io::Error,
-    },
+    Guest { what: &'static str, source: io::Error },
 }
 
 /// Makes one run.
 pub(crate) fn run(workload: &Workload) -> Result<RunResult, WorkloadError> {
     validate(workload)?;
-    let cpus = sys::cpus().map_err(|source| WorkloadError::Guest {
-        what: "the CPUs online",
-        source,
-    })?;
+    let cpus =
+        sys::cpus().map_err(|source| WorkloadError::Guest { what: "the CPUs online", source })?;
     let faulting = match workload.kind {
         Kind::Idle => None,
         Kind::User | Kind::Copy => {
@@ -131,11 +114,7 @@ fn validate(workload: &Workload) -> Result<(), WorkloadError> {
             (start, end) if start == end => format!("{start}"),
             (start, end) => format!("{start} to {end}"),
         };
-        Err(WorkloadError::Operand {
-            operand,
-            value,
-            range,
-        })
+        Err(WorkloadError::Operand { operand, value, range })
     };
     check("duration_ms", workload.duration_ms, 1..=MAX_DURATION_MS)?;
     check("heartbeat_us", workload.heartbeat_us, HEARTBEAT_US)?;
@@ -155,11 +134,7 @@ fn check_memory(pages: u32) -> Result<(), WorkloadError> {
     })?;
     let needed_kib = u64::from(pages) * (sys::PAGE_BYTES as u64 / 1024) + RESERVE_KIB;
     if needed_kib > available_kib {
-        return Err(WorkloadError::TooLarge {
-            pages,
-            needed_kib,
-            available_kib,
-        });
+        return Err(WorkloadError::TooLarge { pages, needed_kib, available_kib });
     }
     Ok(())
 }
@@ -177,10 +152,7 @@ fn start<'scope, 'env, T: Send + 'scope>(
 
 fn join<T>(thread: ScopedJoinHandle<'_, Option<T>>) -> Result<T, WorkloadError> {
     let ended_early = || WorkloadError::Thread("a thread of the run ended early".into());
-    thread
-        .join()
-        .map_err(|_| ended_early())?
-        .ok_or_else(ended_early)
+    thread.join().map_err(|_| ended_early())?.ok_or_else(ended_early)
 }
 
 fn measure(
@@ -196,17 +168,14 @@ fn measure(
             let heartbeats = cpus
                 .iter()
                 .map(|&cpu| {
-                    start(scope, move || {
-                        heartbeat::run(cpu, workload.heartbeat_us, gate, end_ns)
-                    })
+                    start(scope, move || heartbeat::run(cpu, workload.heartbeat_us, gate, end_ns))
                 })
                 .collect::<Result<Vec<_>, _>>()?;
             let threads = (0..workload.threads)
                 .filter_map(|_| faulting)
                 .map(|faulting| start(scope, move || faulting.run(duration_ns, gate, end_ns)))
                 .collect::<Result<Vec<_>, _>>()?;
-            gate.wait_for(heartbeats.len() + threads.len())
-                .map_err(WorkloadError::Thread)?;
+            gate.wait_for(heartbeats.len() + threads.len()).map_err(WorkloadError::Thread)?;
             Ok((heartbeats, threads))
         };
         let (heartbeats, threads) = started().inspect_err(|_| gate.open(None))?;
@@ -258,22 +227,13 @@ mod tests {
             validate(&workload).unwrap_err().to_string()
         };
         let cases = [
-            (
-                refused(Kind::User, |w| w.threads = 0),
-                "threads is 0, but it must be 1 to 64",
-            ),
-            (
-                refused(Kind::Copy, |w| w.threads = 65),
-                "threads is 65, but it must be 1 to 64",
-            ),
+            (refused(Kind::User, |w| w.threads = 0), "threads is 0, but it must be 1 to 64"),
+            (refused(Kind::Copy, |w| w.threads = 65), "threads is 65, but it must be 1 to 64"),
             (
                 refused(Kind::Idle, |w| w.threads = 1),
                 "threads of an idle run is 1, but it must be 0",
             ),
-            (
-                refused(Kind::User, |w| w.pages = 0),
-                "pages is 0, but it must be 1 to 65536",
-            ),
+            (refused(Kind::User, |w| w.pages = 0), "pages is 0, but it must be 1 to 65536"),
             (
                 refused(Kind::User, |w| w.pages = 65_537),
                 "pages is 65537, but it must be 1 to 65536",

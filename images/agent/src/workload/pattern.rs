@@ -68,9 +68,7 @@ pub(super) fn verify(pages: &Pages, index: usize, copied: Option<&[u8]>) -> bool
         let expected = copied
             .zip(at.checked_sub(first))
             .and_then(|(bytes, at)| bytes.chunks_exact(8).nth(at))
-            .map_or(pattern, |bytes| {
-                u64::from_le_bytes(bytes.try_into().unwrap_or_default())
-            });
+            .map_or(pattern, |bytes| u64::from_le_bytes(bytes.try_into().unwrap_or_default()));
         // The optimiser must not conclude what a page holds from what was once written to it.
         if black_box(word.load(Ordering::Relaxed)) != expected {
             wrong += 1;
@@ -81,10 +79,7 @@ pub(super) fn verify(pages: &Pages, index: usize, copied: Option<&[u8]>) -> bool
 
 /// The content of the file that `read(2)` copies from.
 pub(super) fn file_content() -> Vec<u8> {
-    words(FILE_SEED, 0)
-        .take(FILE_BYTES / 8)
-        .flat_map(u64::to_le_bytes)
-        .collect()
+    words(FILE_SEED, 0).take(FILE_BYTES / 8).flat_map(u64::to_le_bytes).collect()
 }
 
 /// Where in that file the bytes for one page begin.
@@ -131,10 +126,7 @@ mod tests {
             assert!(sorted.into_iter().eq(0..pages));
             assert_eq!(order, super::order(pages));
         }
-        let neighbours = order(1000)
-            .windows(2)
-            .filter(|w| w[0].abs_diff(w[1]) == 1)
-            .count();
+        let neighbours = order(1000).windows(2).filter(|w| w[0].abs_diff(w[1]) == 1).count();
         assert!(neighbours < 20, "{neighbours} neighbours");
     }
 
