@@ -25,9 +25,11 @@ pub(crate) const TESTS: &[Test] = &[
     ("outputs_that_cannot_be_written", outputs),
     ("requests_that_are_none", requests),
     ("two_runs_may_not_write_one_file", same_file),
-    ("no_dev_kvm", no_kvm),
-    ("no_right_to_userfaultfd", no_userfaultfd),
 ];
+
+/// Those that need root, for they mount an empty /dev of their own.
+pub(crate) const ROOT_TESTS: &[Test] =
+    &[("no_dev_kvm", no_kvm), ("no_right_to_userfaultfd", no_userfaultfd)];
 
 const LIMIT: Duration = Duration::from_secs(30);
 

@@ -17,6 +17,7 @@ mod stall;
 mod terminal;
 
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 use libtest_mimic::{Arguments, Completion, Trial};
@@ -37,6 +38,8 @@ fn main() {
         panic!("cannot start it: {error}");
     }
     let args = Arguments::from_args();
+    let no_kvm = (!Path::new("/dev/kvm").exists()).then_some("there is no /dev/kvm here");
+    let no_root = (!rustix::process::geteuid().is_root()).then_some("needs root: it mounts a /dev");
     let topics: &[(&'static str, &[Test])] = &[
         ("bad_input", bad_input::TESTS),
         ("boot", boot::TESTS),
@@ -48,11 +51,12 @@ fn main() {
         ("signals", signals::TESTS),
         ("stall", stall::TESTS),
     ];
-    let no_kvm =
-        (!std::path::Path::new("/dev/kvm").exists()).then_some("there is no /dev/kvm here");
+    let root =
+        bad_input::ROOT_TESTS.iter().map(|test| trial("bad_input", *test, no_kvm.or(no_root)));
     let trials = topics
         .iter()
         .flat_map(|(topic, tests)| tests.iter().map(move |test| trial(topic, *test, no_kvm)))
+        .chain(root)
         .collect();
     libtest_mimic::run(&args, trials).exit();
 }

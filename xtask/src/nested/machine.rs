@@ -2,6 +2,7 @@
 //! real KVM host. The serial line is the kernel's (to a file); the command's own output, the results
 //! and the exit status have a virtio port each, so that nothing gets mixed.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::thread::sched_getcpu;
 
 use super::terminal;
 use crate::child::Group;
@@ -110,7 +112,7 @@ impl Machine<'_> {
         Err(self.died())
     }
 
-    /// QEMU's command line. setpriv ends QEMU even when we are killed without a chance to.
+    /// QEMU's command line, behind what binds it to one CPU and to our own life.
     fn qemu(&self) -> Result<Command> {
         let name = "qemu-system-x86_64";
         let Some(qemu) = paths::program(name) else {
@@ -119,21 +121,25 @@ impl Machine<'_> {
                 message: format!("no {name}: run `cargo xtask setup`")
             });
         };
-        // On one CPU: TCG's SVM helpers change interrupt_request without its lock on every VM exit, and
-        // an interrupt that the I/O thread raises at that moment on another CPU is lost; the machine
-        // then stands still until the next one (QEMU 7.2). One CPU does not tear the instruction.
-        let cpu = last_allowed_cpu();
-        let mut words: Vec<std::ffi::OsString> = Vec::new();
-        if let Some(setpriv) = paths::program("setpriv") {
-            words.extend([setpriv.into(), "--pdeathsig".into(), "KILL".into(), "--".into()]);
-        }
-        match (paths::program("taskset"), cpu) {
-            (Some(taskset), Some(cpu)) => {
-                words.extend([taskset.into(), "-c".into(), cpu.into()]);
+        let mut words: Vec<OsString> = Vec::new();
+        // All of QEMU's threads on one CPU. Its VMRUN sets a bit in the word of pending interrupts without
+        // the lock that the timer's thread takes to set another (svm_helper.c, 7.2); on two CPUs one of
+        // them gets lost within minutes, and a machine that has lost its timer interrupt stands still.
+        match paths::program("taskset") {
+            Some(taskset) => {
+                words.push(taskset.into());
+                words.extend(["-c".into(), sched_getcpu().to_string().into()]);
             }
-            _ => progress::line("nested", "no taskset: the machine may stall now and then"),
+            None => {
+                progress::line("nested machine", "no taskset (util-linux): it may come to a halt")
+            }
         }
-        words.push(qemu.into_os_string());
+        // Ends QEMU even when we are killed without a chance to.
+        if let Some(setpriv) = paths::program("setpriv") {
+            words.push(setpriv.into());
+            words.extend(["--pdeathsig", "KILL", "--"].map(OsString::from));
+        }
+        words.push(qemu.into());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);
         command
