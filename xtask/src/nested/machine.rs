@@ -2,7 +2,6 @@
 //! real KVM host. The serial line is the kernel's (to a file); the command's own output, the results
 //! and the exit status have a virtio port each, so that nothing gets mixed.
 
-use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::thread::sched_getcpu;
 
+use super::nudge::Nudge;
 use super::terminal;
 use crate::child::Group;
 use crate::exit::{self, Exit};
@@ -66,7 +65,8 @@ impl Machine<'_> {
 
     /// Runs it to its end; the command's exit status.
     pub(crate) fn run(&self) -> Result<u8> {
-        let mut command = self.qemu()?;
+        let mut nudge = Nudge::new()?;
+        let mut command = self.qemu(&nudge)?;
         let keys = if self.interactive { Stdio::piped() } else { Stdio::null() };
         command.stdin(keys).stdout(Stdio::piped()).stderr(Stdio::piped());
         let start = Instant::now();
@@ -92,6 +92,7 @@ impl Machine<'_> {
             if start.elapsed() > self.timeout {
                 break Err(self.timed_out());
             }
+            nudge.poll();
             thread::sleep(child::POLL);
         };
         if ended.is_err() {
@@ -112,8 +113,8 @@ impl Machine<'_> {
         Err(self.died())
     }
 
-    /// QEMU's command line, behind what binds it to one CPU and to our own life.
-    fn qemu(&self) -> Result<Command> {
+    /// QEMU's command line. setpriv ends QEMU even when we are killed without a chance to.
+    fn qemu(&self, nudge: &Nudge) -> Result<Command> {
         let name = "qemu-system-x86_64";
         let Some(qemu) = paths::program(name) else {
             bail!(Exit {
@@ -121,25 +122,19 @@ impl Machine<'_> {
                 message: format!("no {name}: run `cargo xtask setup`")
             });
         };
-        let mut words: Vec<OsString> = Vec::new();
-        // All of QEMU's threads on one CPU. Its VMRUN sets a bit in the word of pending interrupts without
-        // the lock that the timer's thread takes to set another (svm_helper.c, 7.2); on two CPUs one of
-        // them gets lost within minutes, and a machine that has lost its timer interrupt stands still.
-        match paths::program("taskset") {
-            Some(taskset) => {
-                words.push(taskset.into());
-                words.extend(["-c".into(), sched_getcpu().to_string().into()]);
-            }
-            None => {
-                progress::line("nested machine", "no taskset (util-linux): it may come to a halt")
-            }
-        }
-        // Ends QEMU even when we are killed without a chance to.
+        // On one CPU: there an interrupt is rarely lost, see `nudge`.
+        let cpu = last_allowed_cpu();
+        let mut words: Vec<std::ffi::OsString> = Vec::new();
         if let Some(setpriv) = paths::program("setpriv") {
-            words.push(setpriv.into());
-            words.extend(["--pdeathsig", "KILL", "--"].map(OsString::from));
+            words.extend([setpriv.into(), "--pdeathsig".into(), "KILL".into(), "--".into()]);
         }
-        words.push(qemu.into());
+        match (paths::program("taskset"), cpu) {
+            (Some(taskset), Some(cpu)) => {
+                words.extend([taskset.into(), "-c".into(), cpu.into()]);
+            }
+            _ => progress::line("nested", "no taskset: the machine may stall now and then"),
+        }
+        words.push(qemu.into_os_string());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);
         command
@@ -151,7 +146,7 @@ impl Machine<'_> {
             .arg(self.initrd)
             .args(["-append", CMDLINE])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
-            .args(["-serial", &file_device("file:", &self.console_log())])
+            .args(["-chardev", &self.serial_line(nudge), "-serial", "chardev:serial"])
             .args(["-device", "virtio-serial-pci,id=ports"]);
         if self.interactive {
             command
@@ -174,6 +169,12 @@ impl Machine<'_> {
                 .arg(format!("virtserialport,bus=ports.0,nr={number},chardev={id}"));
         }
         Ok(command)
+    }
+
+    /// The kernel's serial line: to a log, and to us.
+    fn serial_line(&self, nudge: &Nudge) -> String {
+        let socket = file_device("socket,id=serial,server=on,wait=off,path=", &nudge.socket());
+        file_device(&format!("{socket},logfile="), &self.console_log())
     }
 
     /// What the command left in /results, as `results/` in the output directory.

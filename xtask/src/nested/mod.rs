@@ -3,6 +3,7 @@
 mod base;
 mod hold;
 mod machine;
+mod nudge;
 mod terminal;
 
 use std::fs::File;
