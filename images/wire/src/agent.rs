@@ -15,6 +15,11 @@ use serde::{Deserialize, Serialize};
 pub const PROTOCOL: u32 = 1;
 /// The longest line in either direction, in bytes, with its newline.
 pub const MAX_LINE_BYTES: usize = 64 * 1024;
+/// The largest overrun that a heartbeat tells apart, in microseconds; later ones count as this. The
+/// histogram's smallest value is 1 us.
+pub const MAX_OVERRUN_US: u64 = 60_000_000;
+/// The significant decimal digits of an overrun in the histogram.
+pub const OVERRUN_DIGITS: u8 = 3;
 /// The kernel command line parameter that tells the agent what to do; see [`Mode`].
 pub const CMDLINE_KEY: &str = "nowait.agent";
 /// What the agent prints on the console as its very first line.

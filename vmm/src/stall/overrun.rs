@@ -4,11 +4,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer, Serializer, V2Serializer};
+use nowait_wire::agent::{MAX_OVERRUN_US, OVERRUN_DIGITS};
 use serde::Serialize;
 
-/// The range and precision of the agent's histograms: 1 us to 60 s, 3 digits.
-const MAX_OVERRUN_US: u64 = 60_000_000;
-const DIGITS: u8 = 3;
 /// The header of a histogram in its V2 encoding: cookie, length of the rest, offset, digits, lowest
 /// value (u64), highest value (u64), ratio (f64); the others are u32, all big-endian.
 const HEADER_BYTES: usize = 40;
@@ -36,7 +34,7 @@ pub(super) type Overruns = Histogram<u64>;
 
 /// No overruns.
 pub(super) fn empty() -> Result<Overruns, HistogramError> {
-    Histogram::new_with_bounds(1, MAX_OVERRUN_US, DIGITS)
+    Histogram::new_with_bounds(1, MAX_OVERRUN_US, OVERRUN_DIGITS)
         .map_err(|error| HistogramError::Library(error.to_string()))
 }
 

@@ -19,15 +19,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Serializer, V2Serializer};
-use nowait_wire::agent;
+use nowait_wire::agent::{self, MAX_OVERRUN_US, OVERRUN_DIGITS};
 
 use super::gate::Gate;
 use crate::sys;
 
-/// The largest overrun that is told apart, in microseconds; later ones count as this.
-pub(super) const MAX_OVERRUN_US: u64 = 60_000_000;
-/// The significant decimal digits of an overrun.
-pub(super) const DIGITS: u8 = 3;
 /// The end of a run before it is known.
 pub(super) const RUNNING: u64 = u64::MAX;
 
@@ -48,7 +44,7 @@ pub(super) struct Samples {
 impl Samples {
     /// No samples, with memory for all that can come.
     fn new() -> Result<Self, String> {
-        let mut histogram = Histogram::new_with_bounds(1, MAX_OVERRUN_US, DIGITS)
+        let mut histogram = Histogram::new_with_bounds(1, MAX_OVERRUN_US, OVERRUN_DIGITS)
             .map_err(|e| format!("cannot make a histogram: {e}"))?;
         // Writes to all of its memory, so that no page of it is absent during the run.
         histogram.reset();
