@@ -109,8 +109,8 @@ impl Request {
         page[0..8].copy_from_slice(&MAGIC.to_le_bytes());
         page[8..12].copy_from_slice(&OP_EVICT.to_le_bytes());
         page[12..16].copy_from_slice(&(gfns.len() as u32).to_le_bytes());
-        for (slot, gfn) in page[HEADER_BYTES..].chunks_exact_mut(8).zip(gfns) {
-            slot.copy_from_slice(&gfn.to_le_bytes());
+        for (slot, gfn) in page[HEADER_BYTES..].as_chunks_mut().0.iter_mut().zip(gfns) {
+            *slot = gfn.to_le_bytes();
         }
         Ok(())
     }
