@@ -70,7 +70,7 @@ impl Worker {
         match access {
             Access::Read { reply } => drop(reply.try_send(self.read(page))),
             Access::Write { offset, bytes, reply } => {
-                drop(reply.try_send(self.write(page, offset, &bytes)))
+                drop(reply.try_send(self.write(page, offset, &bytes)));
             }
         }
     }

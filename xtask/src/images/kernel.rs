@@ -7,7 +7,7 @@ use std::{fs, thread};
 use anyhow::{Context, Result, bail};
 
 use super::kconfig;
-use super::version::newest;
+use super::version::{newest, numbers};
 use crate::apt::{self, Package};
 use crate::cache::{self, Key};
 use crate::exit::{self, Exit};
@@ -45,7 +45,9 @@ fn source_package() -> Result<Package> {
         }
         let names = apt::names("linux-source-")?;
         let found = newest(&names, "linux-source-", "", PREFERRED, 2)
-            .or_else(|| newest(&names, "linux-source-", "", &[], 2));
+            .or_else(|| newest(&names, "linux-source-", "", &[], 2))
+            // An old one may only mean that the package lists are.
+            .filter(|name| fresh || numbers(name).as_slice() >= OLDEST);
         if let Some(name) = found
             && let Some(package) = apt::candidate(&name)?
         {
