@@ -28,7 +28,7 @@ struct Args {
 
 /// At most this part of the time of QEMU's microvm.
 const TIME_BAR: f64 = 0.8;
-/// RssAnon + RssFile of the VMM, in MiB.
+/// Anonymous memory and mapped files of the VMM, without guest RAM, in MiB.
 const FOOTPRINT_BAR_MIB: f64 = 5.0;
 /// The same with 4 GiB of guest RAM, over that with 128 MiB.
 const FOOTPRINT_GROWTH_BAR: f64 = 1.1;
@@ -152,8 +152,8 @@ fn details(
         let of = |pick: fn(&Footprint) -> u64| {
             median(&prints.iter().map(|p| pick(p) as f64).collect::<Vec<_>>())
         };
-        details.push((format!("RssAnon with {mib} MiB"), of(|p| p.anon_kib), "KiB"));
-        details.push((format!("RssFile with {mib} MiB"), of(|p| p.file_kib), "KiB"));
+        details.push((format!("anonymous memory with {mib} MiB"), of(|p| p.anon_kib), "KiB"));
+        details.push((format!("mapped files with {mib} MiB"), of(|p| p.file_kib), "KiB"));
         details.push((format!("pages touched with {mib} MiB"), of(|p| p.pages_touched), "pages"));
     }
     details

@@ -129,7 +129,7 @@ pub(crate) struct Footprint {
 }
 
 impl Footprint {
-    /// RssAnon and RssFile together; guest RAM is RssShmem.
+    /// Everything in memory but guest RAM.
     pub(crate) fn mib(&self) -> f64 {
         (self.anon_kib + self.file_kib) as f64 / 1024.0
     }
@@ -158,15 +158,24 @@ impl Footprint {
     }
 }
 
+/// What a process has in memory, without guest RAM: anonymous memory and mapped files, in KiB. Taken
+/// from the mappings, for on a root file system in memory the program's own pages count as RssShmem.
 fn rss(pid: u32) -> Result<(u64, u64)> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok())
-            .with_context(|| format!("{name} in /proc/{pid}/status"))
-    };
-    // "RssAnon:\t  1234 kB": the name ends before the colon.
-    Ok((field("RssAnon")?, field("RssFile")?))
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let (mut anon, mut total, mut guest_ram) = (0, 0, false);
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        let kib = || words.clone().next().and_then(|word| word.parse::<u64>().ok());
+        match first {
+            "Rss:" if !guest_ram => total += kib().context("Rss in kB")?,
+            "Anonymous:" if !guest_ram => anon += kib().context("Anonymous in kB")?,
+            // A mapping begins with its range and ends with its name.
+            _ if !first.ends_with(':') => guest_ram = line.contains("/memfd:"),
+            _ => {}
+        }
+    }
+    Ok((anon, total - anon))
 }
 
 /// The kernel that the VMMs run on, and whether it is emulated.
