@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::agent::{Conversation, Message, Step};
 use crate::devices::Bus;
-use crate::exit::ExitReason;
+use crate::exit::{self, ExitReason};
 use crate::machine::MachineError;
 use crate::spec::ConsoleKind;
 use crate::terminal::{self, Command, EscapeFilter, RawMode};
@@ -65,6 +65,7 @@ impl Events {
         messages: Receiver<Message>,
         message_event: EventFd,
     ) -> Result<Self, MachineError> {
+        signals.starting.store(false, Ordering::SeqCst);
         let (raw, stdin) = match input.console {
             ConsoleKind::None => (None, None),
             ConsoleKind::Stdio => (
@@ -224,6 +225,8 @@ fn failure(message: &str) -> ExitReason {
 pub struct Signals {
     wake: UnixStream,
     last: Arc<AtomicUsize>,
+    /// Until the main loop begins, a signal ends the process at once: opening a file may block.
+    starting: Arc<AtomicBool>,
 }
 
 impl Signals {
@@ -239,12 +242,15 @@ impl Signals {
         let (wake, write) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
         let last = Arc::new(AtomicUsize::new(0));
+        let starting = Arc::new(AtomicBool::new(true));
         for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
+            let code = i32::from(exit::STOPPED);
+            signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&starting))?;
             // The number first, so that whoever wakes finds it.
             signal_hook::flag::register_usize(signal, Arc::clone(&last), signal as usize)?;
             signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
         }
-        Ok(Self { wake, last })
+        Ok(Self { wake, last, starting })
     }
 
     fn pending(&self) -> Option<i32> {

@@ -114,10 +114,11 @@ impl Kernel {
     /// When the file cannot be read, is no kernel for x86-64, or does not hold together.
     pub fn open(path: &Path) -> Result<Self, KernelError> {
         let read = |source| KernelError::Read { path: path.to_owned(), source };
-        let mut file = File::open(path).map_err(read)?;
-        if !file.metadata().map_err(read)?.is_file() {
+        // Before it is opened: opening a FIFO waits for its writer.
+        if !std::fs::metadata(path).map_err(read)?.is_file() {
             return Err(KernelError::NotAFile(path.to_owned()));
         }
+        let mut file = File::open(path).map_err(read)?;
         let mut head = Vec::new();
         file.by_ref().take(HEAD_BYTES).read_to_end(&mut head).map_err(read)?;
         let format = detect(path, &head, &file)?;

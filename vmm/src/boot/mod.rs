@@ -175,11 +175,12 @@ fn load_initrd(
     top: u64,
 ) -> Result<(u64, u64), BootError> {
     let unreadable = |detail: String| BootError::Initrd { path: path.to_owned(), detail };
-    let mut file = File::open(path).map_err(|e| unreadable(e.to_string()))?;
-    let metadata = file.metadata().map_err(|e| unreadable(e.to_string()))?;
+    // Before it is opened: opening a FIFO waits for its writer.
+    let metadata = std::fs::metadata(path).map_err(|e| unreadable(e.to_string()))?;
     if !metadata.is_file() {
         return Err(unreadable("it is not a regular file".into()));
     }
+    let mut file = File::open(path).map_err(|e| unreadable(e.to_string()))?;
     let bytes = metadata.len();
     let floor = loaded.end.next_multiple_of(PAGE_BYTES);
     let ceiling = top.min(loaded.initrd_max.saturating_add(1));
