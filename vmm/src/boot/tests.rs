@@ -165,6 +165,16 @@ fn each_bad_kernel_is_refused_by_its_own_error() {
 }
 
 #[test]
+fn a_fifo_is_refused_without_waiting_for_its_writer() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let fifo = directory.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    assert!(matches!(Kernel::open(&fifo), Err(KernelError::NotAFile(_))));
+    let error = try_load(&Elf::pvh().build(), Some(&fifo), 16 * MIB).unwrap_err();
+    assert!(error.to_string().contains("not a regular file"), "{error}");
+}
+
+#[test]
 fn a_pvh_kernel_lies_where_it_wants_and_is_entered_by_its_note() {
     let kernel = open(&Elf::pvh().build()).unwrap();
     let (memory, layout) = ram(16 * MIB);
