@@ -120,6 +120,19 @@ impl RamLayout {
         Gpa(region.start.0 + (page.file_offset() - region.file_offset)).gfn()
     }
 
+    /// Where the guest has the pages of a run that lies in RAM: one range, or one on each side of the
+    /// hole; address and length in bytes.
+    pub(crate) fn guest_ranges(&self, run: PageRun) -> impl Iterator<Item = (Gpa, u64)> + use<> {
+        let start = run.first().file_offset();
+        let end = start + run.byte_len();
+        let within = move |region: RamRegion| {
+            let from = start.max(region.file_offset);
+            let to = end.min(region.file_offset + region.len);
+            (from < to).then(|| (Gpa(region.start.0 + (from - region.file_offset)), to - from))
+        };
+        self.regions.clone().into_iter().filter_map(within)
+    }
+
     fn region_of(&self, page: PageIndex) -> &RamRegion {
         let split = self.regions.partition_point(|region| region.file_offset <= page.file_offset());
         // The first region begins at 0, so at least one lies at or before every page.
@@ -130,6 +143,7 @@ impl RamLayout {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::PAGE_SIZE;
     use proptest::prelude::*;
 
     const GIB: u64 = 1 << 30;
@@ -188,6 +202,18 @@ mod tests {
             let layout = RamLayout::new(u64::from(pages) * PAGE_BYTES).unwrap();
             let page = PageIndex(pick % pages);
             prop_assert_eq!(layout.page_of(layout.gfn_of(page)), Some(page));
+        }
+
+        #[test]
+        fn guest_ranges_have_every_page_once(pages in 786_400..786_500_u32, first in 786_380..786_400_u32, len in 1..90_u32) {
+            let layout = RamLayout::new(u64::from(pages) * PAGE_BYTES).unwrap();
+            let run = PageRun::new(PageIndex(first), len).unwrap();
+            let Some(run) = run.intersect(layout.all_pages()) else { return Ok(()) };
+            let frames = layout.guest_ranges(run).flat_map(|(gpa, bytes)| {
+                (gpa.0..gpa.0 + bytes).step_by(PAGE_SIZE).map(|gpa| Gpa(gpa).gfn())
+            });
+            let expected: Vec<_> = run.iter().map(|page| layout.gfn_of(page)).collect();
+            prop_assert_eq!(frames.collect::<Vec<_>>(), expected);
         }
 
         #[test]

@@ -30,7 +30,7 @@ mod table;
 pub use address::{Gfn, Gpa, PAGE_BYTES, PAGE_SIZE, PageBytes};
 pub use layout::{HOLE_END, HOLE_START, LayoutError, MAX_MEMORY_BYTES, RamLayout, RamRegion};
 pub use pager::{MAX_FAULT_AROUND_BYTES, Pager, PagerConfig, PagerError};
-pub use ram::{GuestRam, GuestSlot, RamError};
+pub use ram::{GuestRam, GuestSlot, OnMapped, RamError, make_present};
 pub use stats::PagerStats;
 pub use store::{StoreSpec, StoreSpecError};
 pub use sys::UserfaultError;

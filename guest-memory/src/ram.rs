@@ -12,11 +12,11 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::address::Gpa;
 use crate::layout::RamLayout;
-use crate::sys::{GuestMapping, keep_private, memfd};
+use crate::sys::{GuestMapping, keep_private, memfd, populate};
 
 /// Why guest RAM could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -60,13 +60,18 @@ pub struct GuestSlot {
     pub len: u64,
 }
 
+/// Told of guest physical pages that were just mapped in the guest mapping, `bytes` from the address
+/// on. It is called on the pager's thread (before that runs: on the caller's of `start`), for the
+/// loaded parts and for what fault-around brings in, and must not wait.
+pub type OnMapped = Box<dyn FnMut(Gpa, u64) + Send>;
+
 /// Guest RAM, absent but for what the loader writes.
-#[derive(Debug)]
 pub struct GuestRam {
     pub(crate) layout: RamLayout,
     pub(crate) file: Arc<File>,
     pub(crate) mapping: GuestMapping,
     alias: GuestMemoryMmap,
+    pub(crate) on_mapped: Option<OnMapped>,
 }
 
 impl GuestRam {
@@ -87,7 +92,13 @@ impl GuestRam {
             .map_err(refused("guest mapping"))?;
         let file = Arc::new(file);
         let alias = map_alias(layout, &file).map_err(refused("alias"))?;
-        Ok(Self { layout: layout.clone(), file, mapping, alias })
+        Ok(Self { layout: layout.clone(), file, mapping, alias, on_mapped: None })
+    }
+
+    /// Has the pager tell of the runs of pages that it maps, so that second-stage page tables can be
+    /// filled before the guest asks.
+    pub fn on_mapped(&mut self, told: OnMapped) {
+        self.on_mapped = Some(told);
     }
 
     /// RAM by guest physical address, for the loader. What is written here, zeros included, is
@@ -100,6 +111,22 @@ impl GuestRam {
     #[must_use]
     pub fn slots(&self) -> Vec<GuestSlot> {
         slots(&self.layout, &self.mapping)
+    }
+}
+
+impl std::fmt::Debug for GuestRam {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuestRam").field("layout", &self.layout).finish_non_exhaustive()
+    }
+}
+
+/// Makes a range of RAM present in one go before the loader writes it, for a page fault a page costs
+/// more than the copy. What cannot be made present (outside RAM, no memory) is left to the write, which
+/// says what is wrong.
+pub fn make_present(memory: &GuestMemoryMmap, start: Gpa, bytes: u64) {
+    let Ok(bytes) = usize::try_from(bytes) else { return };
+    for slice in memory.get_slices(GuestAddress(start.0), bytes).map_while(Result::ok) {
+        populate(&slice);
     }
 }
 

@@ -2,8 +2,10 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Machine, page, plain, ram};
-use guest_memory::{Gfn, Gpa, PAGE_BYTES, PagerConfig, PagerError};
+use guest_memory::{Gfn, Gpa, PAGE_BYTES, PAGE_SIZE, PagerConfig, PagerError};
 use vm_memory::{Bytes, GuestAddress};
 
 const GIB: u64 = 1 << 30;
@@ -81,6 +83,29 @@ fn fault_around_installs_the_untouched_part_of_the_block() {
     let stats = machine.stats();
     assert_eq!((stats.messages_missing, stats.messages_minor), (4, 0));
     assert_eq!((stats.pages_touched, stats.resident_bytes), (40, 40 * PAGE_BYTES));
+}
+
+#[test]
+fn whoever_fills_page_tables_ahead_is_told_of_runs() {
+    // 3 GiB and a little: the last block lies behind the hole.
+    let mut ram = ram((3 << 30) + 16 * PAGE_BYTES);
+    ram.loader().write_slice(&[1; 2 * PAGE_SIZE], GuestAddress(page(9))).unwrap();
+    let (sender, told) = std::sync::mpsc::channel();
+    ram.on_mapped(Box::new(move |gpa, bytes| {
+        // The test may have ended.
+        let _ = sender.send((gpa.0, bytes));
+    }));
+    let Some(machine) = Machine::start(ram, PagerConfig::default()) else {
+        return;
+    };
+    let next = || told.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert_eq!(next(), (page(9), 2 * PAGE_BYTES));
+    machine.write(page(3), 1);
+    assert_eq!(next(), (page(0), 9 * PAGE_BYTES));
+    machine.write((4 << 30) + page(5), 1);
+    assert_eq!(next(), (4 << 30, 16 * PAGE_BYTES));
+    machine.stats();
+    assert!(told.try_recv().is_err());
 }
 
 #[test]

@@ -9,6 +9,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("nothing_is_present_but_what_the_loader_wrote", absent_at_start),
     ("populate_makes_all_ram_present", populate),
     ("fault_around_brings_neighbours", fault_around),
+    ("fault_around_fills_kvms_page_tables", mapped_ahead),
     ("evicted_pages_come_back_as_they_were", evicted_pages),
     ("a_slow_store_does_not_stop_other_threads", slow_store),
     ("pages_are_evicted_again_and_again", again_and_again),
@@ -42,6 +43,27 @@ fn fault_around() {
     let ((alone, no_neighbours), (with, neighbours)) = (missing("4K"), missing("64K"));
     assert_eq!(no_neighbours, 0);
     assert!(neighbours > 0 && with * 3 < alone, "{with} faults with fault-around, {alone} without");
+}
+
+fn mapped_ahead() {
+    let end = Guest::linux().args(["--cmdline", "nowait.agent=poweroff"]).run();
+    end.expect_code(0);
+    let json = end.json.as_ref().expect("the run's outcome");
+    // Absent where KVM cannot do it; doctor's row `kvm.cap.pre_fault_memory` says so there.
+    if json["pages_mapped_ahead"].is_null() {
+        assert!(!linux_is_at_least(6, 11), "this KVM can do it");
+        return;
+    }
+    let known = end.number("/pager/pages_loaded") + end.number("/pager/fault_around_pages");
+    let ahead = end.number("/pages_mapped_ahead");
+    assert!(ahead * 2 > known, "{ahead} of {known} pages mapped ahead");
+}
+
+/// Does the kernel below have at least this version?
+fn linux_is_at_least(major: u32, minor: u32) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|word| word.trim().parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
 }
 
 fn check(end: &End, runs: usize) {

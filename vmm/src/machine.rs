@@ -25,6 +25,7 @@ use crate::devices::serial::{IrqLine, Uart};
 use crate::devices::{Bus, ports};
 use crate::events::{Events, Input, Signals};
 use crate::exit::{self, ExitReason};
+use crate::kvm::prefault::Prefault;
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::{self, KvmError, cpuid};
 use crate::size;
@@ -107,6 +108,9 @@ pub struct Outcome {
     pub apf: cpuid::Apf,
     /// Agent requests that were never sent.
     pub requests_unsent: usize,
+    /// Pages that were put into KVM's page tables before the guest touched them; `None` where KVM
+    /// cannot do it (Linux before 6.11).
+    pub pages_mapped_ahead: Option<u64>,
     /// What the pager did.
     pub pager: guest_memory::PagerStats,
 }
@@ -132,6 +136,7 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     bus: Arc<Bus>,
     pager: Arc<Pager>,
+    prefault: Option<Prefault>,
     messages: Receiver<agent::Message>,
     message_event: EventFd,
 }
@@ -165,11 +170,19 @@ impl Machine {
             vcpus.push(Vcpu::new(&vm, index, &cpuid)?);
         }
         vcpus[0].set_entry(entry)?;
+        let cpuid = cpuid::for_vcpu(supported.as_slice(), spec.cpus, spec.cpus + 1, spec.apf);
+        let prefault = Prefault::start(&kvm, &vm, spec.cpus, &cpuid)?;
+        if let Some(ahead) = prefault.as_ref().map(Prefault::ahead) {
+            ram.on_mapped(Box::new(move |gpa, bytes| ahead.mapped(gpa, bytes)));
+        }
         let pager = Arc::new(ram.start(PagerConfig {
             store: spec.store,
             fault_around_bytes: spec.fault_around_bytes,
             populate: spec.populate,
         })?);
+        if let Some(prefault) = &prefault {
+            prefault.flush();
+        }
 
         let (sink, messages) = sync_channel(agent::QUEUE_MESSAGES);
         let message_event = event("make an eventfd")?;
@@ -182,7 +195,7 @@ impl Machine {
         let agent = uart(&vm, ports::COM2_IRQ, Box::new(LineSink::new(sink, wake)))?;
         let power = Power::new(spec.debug_exit);
         let bus = Arc::new(Bus::new(console, agent, power, Arc::clone(&pager)));
-        Ok(Self { spec, _vm: vm, vcpus, bus, pager, messages, message_event })
+        Ok(Self { spec, _vm: vm, vcpus, bus, pager, prefault, messages, message_event })
     }
 
     /// Runs the guest to its end. Reports of the agent go to `report` as they come.
@@ -215,6 +228,10 @@ impl Machine {
         let _ = pager.settle();
         let pager_stats = pager.stats();
         pager.shutdown();
+        let pages_mapped_ahead = self.prefault.as_ref().map(Prefault::pages);
+        if let Some(prefault) = self.prefault {
+            prefault.finish();
+        }
         let code = reason.code();
         Ok(Outcome {
             schema: SCHEMA,
@@ -224,6 +241,7 @@ impl Machine {
             memory_bytes: spec.memory_bytes,
             apf: spec.apf,
             requests_unsent,
+            pages_mapped_ahead,
             pager: pager_stats,
         })
     }

@@ -35,7 +35,13 @@ pub struct RunArgs {
     pub initrd: Option<PathBuf>,
     /// Appended to the kernel command line "console=ttyS0 panic=-1 swiotlb=noforce"
     /// (a Multiboot kernel gets only this)
-    #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true,
+        allow_hyphen_values = true
+    )]
     pub cmdline: String,
     /// Number of processors, 1 to 32
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_CPUS))]
@@ -46,7 +52,8 @@ pub struct RunArgs {
     /// Who handles async page faults
     #[arg(long, value_enum, default_value_t = Apf::Kernel)]
     pub apf: Apf,
-    /// Where evicted pages go: "memory", or "delay=20ms" for a store that takes that long to read a page
+    /// Where evicted pages go: "memory", or a store that takes as long as this to read a page, such as
+    /// "delay=20ms" (units: us, ms, s)
     #[arg(long, value_name = "STORE", default_value = "memory")]
     pub store: StoreSpec,
     /// Never-touched RAM that one fault brings in, a power of two of at least 4K
@@ -61,7 +68,8 @@ pub struct RunArgs {
     /// The first UART: this terminal (Ctrl-A x ends the run, Ctrl-A h helps), or nothing
     #[arg(long, value_enum, default_value_t = ConsoleKind::Stdio)]
     pub console: ConsoleKind,
-    /// Requests for the guest agent, one JSON object a line
+    /// Requests for the guest agent, one JSON object a line, such as {"request":"power_off"}; it
+    /// takes them with "nowait.agent=serve" on its kernel command line
     #[arg(long, value_name = "FILE")]
     pub requests: Option<PathBuf>,
     /// Where the agent's reports go, one JSON object a line ("-" is standard output)
@@ -70,7 +78,7 @@ pub struct RunArgs {
     /// Write how the run went to FILE when it ends ("-" is standard output)
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// End the run after this many seconds
+    /// End the run after this many seconds (exit code 14)
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub timeout: Option<u64>,
 }

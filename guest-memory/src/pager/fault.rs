@@ -106,7 +106,13 @@ impl Worker {
         let before = self.shared.counters.pages_touched.get();
         let outcome = self.userfault.zero(run);
         match outcome.map_err(self.on_pages("install zeros in", run))? {
-            Outcome::Done => run.iter().for_each(|page| self.first_touch(page)),
+            Outcome::Done => {
+                run.iter().for_each(|page| self.first_touch(page));
+                // One page alone is what the guest asks for anyway.
+                if run.pages() > 1 {
+                    self.tell_mapped(run);
+                }
+            }
             _ => self.install_zero_singly(page, run)?,
         }
         let counters = &self.shared.counters;

@@ -83,6 +83,7 @@ impl GuestRam {
             abandoned: Mutex::new(None),
         });
         let mut worker = Worker::new(shared, userfault, table, store, fault_around_pages);
+        worker.on_mapped = self.on_mapped;
         worker.map_loaded()?;
         if config.populate {
             worker.populate()?;
@@ -105,6 +106,7 @@ impl Worker {
             if let Some(run) = first.zip(pages).and_then(|(first, n)| PageRun::new(first, n)) {
                 self.install_at_start(run, "map", Userfault::map)?;
                 self.shared.counters.pages_loaded.add(run.pages().into());
+                self.tell_mapped(run);
             }
         }
         Ok(())

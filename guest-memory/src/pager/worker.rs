@@ -13,6 +13,7 @@ use super::access::Access;
 use super::{PagerError, Request, Shared, system};
 use crate::address::{PAGE_SIZE, PageBytes, PageIndex, PageRun};
 use crate::deadline::{Deadlines, Task};
+use crate::ram::OnMapped;
 use crate::store::Store;
 use crate::sys::{FaultBatch, Userfault, wait_readable};
 use crate::table::PageTable;
@@ -38,6 +39,7 @@ pub(super) struct Worker {
     pub(super) waiting: Vec<(PageIndex, Access)>,
     pub(super) fault_around_pages: u32,
     pub(super) buffer: Box<PageBytes>,
+    pub(super) on_mapped: Option<OnMapped>,
 }
 
 /// What one turn of the loop says.
@@ -78,6 +80,7 @@ impl Worker {
             waiting: Vec::new(),
             fault_around_pages,
             buffer: Box::new([0; PAGE_SIZE]),
+            on_mapped: None,
         }
     }
 
@@ -154,6 +157,15 @@ impl Worker {
                 Task::Fetch => self.finish_fetch(page),
                 // The kernel had no time for it before; whoever waits is woken by the close.
                 Task::Retry => {}
+            }
+        }
+    }
+
+    /// These pages are in the guest mapping now.
+    pub(super) fn tell_mapped(&mut self, run: PageRun) {
+        if let Some(told) = &mut self.on_mapped {
+            for (gpa, bytes) in self.shared.layout.guest_ranges(run) {
+                told(gpa, bytes);
             }
         }
     }

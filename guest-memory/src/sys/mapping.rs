@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr;
 
-use crate::address::{PageIndex, PageRun};
+use crate::address::{PAGE_SIZE, PageIndex, PageRun};
 
 /// A shared mapping of the whole RAM file, page by page in the file's order. The VMM itself never
 /// reads or writes it: addresses are handed to KVM and to userfaultfd only.
@@ -107,6 +107,22 @@ pub(crate) fn keep_private(address: usize, len: usize) -> io::Result<()> {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         other => other,
     }
+}
+
+/// Makes the pages of a slice of the alias present, if the kernel can (Linux 5.14).
+pub(crate) fn populate(slice: &vm_memory::VolatileSlice<'_>) {
+    let guard = slice.ptr_guard_mut();
+    let address = guard.as_ptr() as usize;
+    let start = address & !(PAGE_SIZE - 1);
+    // SAFETY: the slice lies in a mapping that it borrows, and mappings have whole pages; the advice
+    // changes no byte. Errors are the writer's to meet.
+    unsafe {
+        libc::madvise(
+            start as *mut libc::c_void,
+            address + slice.len() - start,
+            libc::MADV_POPULATE_WRITE,
+        )
+    };
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

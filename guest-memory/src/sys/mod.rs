@@ -7,7 +7,7 @@ mod poll;
 mod userfault;
 mod words;
 
-pub(crate) use mapping::{GuestMapping, keep_private};
+pub(crate) use mapping::{GuestMapping, keep_private, populate};
 pub(crate) use poll::wait_readable;
 pub use userfault::UserfaultError;
 pub(crate) use userfault::{Fault, FaultBatch, FaultKind, Outcome, Userfault};

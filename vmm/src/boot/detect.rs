@@ -93,6 +93,8 @@ pub struct Kernel {
     pub path: PathBuf,
     /// How to enter it.
     pub format: Format,
+    /// Where an ELF's segments go, and how many bytes of each the file has; empty with a bzImage.
+    pub segments: Vec<(u64, u64)>,
 }
 
 /// How much of a file is looked at to tell what it is: a Multiboot header lies in the first 8 KiB.
@@ -121,13 +123,16 @@ impl Kernel {
         let mut file = File::open(path).map_err(read)?;
         let mut head = Vec::new();
         file.by_ref().take(HEAD_BYTES).read_to_end(&mut head).map_err(read)?;
-        let format = detect(path, &head, &file)?;
+        let (format, segments) = detect(path, &head, &file)?;
         file.seek(SeekFrom::Start(0)).map_err(read)?;
-        Ok(Self { file, path: path.to_owned(), format })
+        Ok(Self { file, path: path.to_owned(), format, segments })
     }
 }
 
-fn detect(path: &Path, head: &[u8], file: &File) -> Result<Format, KernelError> {
+/// Address and length in bytes of what comes from the file.
+type Segments = Vec<(u64, u64)>;
+
+fn detect(path: &Path, head: &[u8], file: &File) -> Result<(Format, Segments), KernelError> {
     let unknown = |found: &str| KernelError::Unknown { path: path.to_owned(), found: found.into() };
     match head {
         [] => Err(KernelError::Empty(path.to_owned())),
@@ -147,7 +152,7 @@ fn detect(path: &Path, head: &[u8], file: &File) -> Result<Format, KernelError> 
             Err(KernelError::Machine { path: path.to_owned(), machine: "AArch64".into() })
         }
         _ if head.get(BZIMAGE_MAGIC_OFFSET..BZIMAGE_MAGIC_OFFSET + 4) == Some(b"HdrS") => {
-            bzimage(path, head)
+            bzimage(path, head).map(|format| (format, Vec::new()))
         }
         _ => Err(unknown("no ELF, bzImage or Multiboot header")),
     }
@@ -172,16 +177,15 @@ fn bzimage(path: &Path, head: &[u8]) -> Result<Format, KernelError> {
     Ok(Format::BzImage)
 }
 
-fn elf64(path: &Path, file: &File) -> Result<Format, KernelError> {
+fn elf64(path: &Path, file: &File) -> Result<(Format, Segments), KernelError> {
     let cache = ReadCache::new(file);
     let header = FileHeader64::<LittleEndian>::parse(&cache)
         .map_err(|error| damaged(path, &error.to_string()))?;
     check_machine(path, header, elf::EM_X86_64)?;
-    check_segments(path, header, &cache)?;
-    Ok(Format::Pvh)
+    Ok((Format::Pvh, check_segments(path, header, &cache)?))
 }
 
-fn elf32(path: &Path, head: &[u8], file: &File) -> Result<Format, KernelError> {
+fn elf32(path: &Path, head: &[u8], file: &File) -> Result<(Format, Segments), KernelError> {
     let cache = ReadCache::new(file);
     let header = FileHeader32::<LittleEndian>::parse(&cache)
         .map_err(|error| damaged(path, &error.to_string()))?;
@@ -189,8 +193,7 @@ fn elf32(path: &Path, head: &[u8], file: &File) -> Result<Format, KernelError> {
     if multiboot::find_header(head).is_none() {
         return Err(KernelError::Only32Bit(path.to_owned()));
     }
-    check_segments(path, header, &cache)?;
-    Ok(Format::Multiboot)
+    Ok((Format::Multiboot, check_segments(path, header, &cache)?))
 }
 
 fn check_machine<H: FileHeader<Endian = LittleEndian>>(
@@ -224,17 +227,16 @@ fn check_segments<H: FileHeader<Endian = LittleEndian>>(
     path: &Path,
     header: &H,
     cache: &ReadCache<&File>,
-) -> Result<(), KernelError> {
+) -> Result<Segments, KernelError> {
     let segments = header
         .program_headers(LittleEndian, cache)
         .map_err(|error| damaged(path, &error.to_string()))?;
-    let mut loadable = 0;
+    let mut loadable = Vec::new();
     for segment in segments {
         let file_bytes: u64 = segment.p_filesz(LittleEndian).into();
         if segment.p_type(LittleEndian) != elf::PT_LOAD || file_bytes == 0 {
             continue;
         }
-        loadable += 1;
         let address: u64 = segment.p_paddr(LittleEndian).into();
         if address < KERNEL_MIN {
             return Err(KernelError::TooLow { path: path.to_owned(), address });
@@ -248,9 +250,10 @@ fn check_segments<H: FileHeader<Endian = LittleEndian>>(
         if memory_bytes < file_bytes || address.checked_add(memory_bytes).is_none() {
             return Err(damaged(path, "a segment's sizes contradict each other"));
         }
+        loadable.push((address, file_bytes));
     }
-    if loadable == 0 {
+    if loadable.is_empty() {
         return Err(damaged(path, "it has no loadable segment"));
     }
-    Ok(())
+    Ok(loadable)
 }

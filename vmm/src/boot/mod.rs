@@ -21,7 +21,7 @@ pub mod regs;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use guest_memory::RamLayout;
+use guest_memory::{Gpa, RamLayout};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::size;
@@ -134,6 +134,9 @@ pub fn load(
     payload: &Payload<'_>,
 ) -> Result<Entry, BootError> {
     let kernel = payload.kernel;
+    for (address, bytes) in &kernel.segments {
+        guest_memory::make_present(memory, Gpa(*address), *bytes);
+    }
     let (loaded, header) = match kernel.format {
         Format::Pvh => (pvh::load(memory, kernel)?, None),
         Format::BzImage => {
@@ -192,6 +195,7 @@ fn load_initrd(
         return Err(BootError::InitrdTooLarge { path: path.to_owned(), bytes, room });
     }
     let address = (ceiling - bytes) & !(PAGE_BYTES - 1);
+    guest_memory::make_present(memory, Gpa(address), bytes);
     let length = usize::try_from(bytes).map_err(|e| unreadable(e.to_string()))?;
     memory
         .read_exact_volatile_from(GuestAddress(address), &mut file, length)

@@ -2,6 +2,7 @@
 
 pub mod cpuid;
 pub mod kick;
+pub mod prefault;
 pub mod vcpu;
 
 use guest_memory::GuestSlot;

@@ -32,6 +32,17 @@ pub struct Vcpu {
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
 
+/// Gives a new vCPU its CPUID.
+///
+/// # Errors
+/// When KVM refuses.
+pub(super) fn prepare(fd: &VcpuFd, index: u32, cpuid: &[kvm_cpuid_entry2]) -> Result<(), KvmError> {
+    let during = |what: &str| KvmError::during(format!("{what} of vCPU {index}"));
+    let invalid = |_| kvm_ioctls::Error::new(libc::E2BIG);
+    let cpuid = CpuId::from_entries(cpuid).map_err(invalid).map_err(during("the CPUID"))?;
+    fd.set_cpuid2(&cpuid).map_err(during("KVM_SET_CPUID2"))
+}
+
 impl Vcpu {
     /// Creates vCPU `index` with this CPUID, in the state of a processor after reset.
     ///
@@ -41,10 +52,9 @@ impl Vcpu {
         let fd = vm
             .create_vcpu(u64::from(index))
             .map_err(KvmError::during(format!("KVM_CREATE_VCPU {index}")))?;
+        prepare(&fd, index, cpuid)?;
         let during = |what: &str| KvmError::during(format!("{what} of vCPU {index}"));
         let invalid = |_| kvm_ioctls::Error::new(libc::E2BIG);
-        let cpuid = CpuId::from_entries(cpuid).map_err(invalid).map_err(during("the CPUID"))?;
-        fd.set_cpuid2(&cpuid).map_err(during("KVM_SET_CPUID2"))?;
         let entry = kvm_msr_entry {
             index: MSR_MTRR_DEF_TYPE,
             data: MTRR_ENABLED_WRITE_BACK,

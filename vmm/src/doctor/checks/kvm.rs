@@ -58,13 +58,26 @@ pub(in super::super) const CAPABILITIES: &[Capability] = &[
         "enforce_pv_feature_cpuid",
         "`--apf host`: what CPUID hides is refused, not only hidden",
     ),
-    wanted(kb::KVM_CAP_SYNC_REGS, "sync_regs", "registers without a system call each (later)"),
+    wanted(
+        kb::KVM_CAP_PRE_FAULT_MEMORY,
+        "pre_fault_memory",
+        "fault-around in KVM's page tables too: a faster start (Linux 6.11)",
+    ),
+    wanted(
+        kb::KVM_CAP_SYNC_REGS,
+        "sync_regs",
+        "async page faults in the VMM (planned, nothing needs it yet)",
+    ),
     wanted(
         kb::KVM_CAP_X86_USER_SPACE_MSR,
         "x86_user_space_msr",
-        "async page faults in the VMM (later)",
+        "async page faults in the VMM (planned, nothing needs it yet)",
     ),
-    wanted(kb::KVM_CAP_X86_MSR_FILTER, "x86_msr_filter", "async page faults in the VMM (later)"),
+    wanted(
+        kb::KVM_CAP_X86_MSR_FILTER,
+        "x86_msr_filter",
+        "async page faults in the VMM (planned, nothing needs it yet)",
+    ),
 ];
 
 /// Bits of CPUID 0x40000001 EAX (Documentation/virt/kvm/x86/cpuid.rst) that nowait offers guests.
@@ -226,8 +239,10 @@ fn guest(facts: &Facts) -> Check {
 }
 
 fn poison_marker(facts: &Facts) -> Check {
-    let check =
-        check("kvm.poison-marker", "fault addresses on the vCPU thread (`--apf user`, later)");
+    let check = check(
+        "kvm.poison-marker",
+        "fault addresses on the vCPU thread (planned, nothing needs it yet)",
+    );
     if facts.kvm.is_none() {
         return check.skip("not tried: /dev/kvm does not open");
     }

@@ -14,7 +14,11 @@ pub(super) fn checks(facts: &Facts) -> Vec<Check> {
         access(facts),
         feature(UffdFeature::MissingShmem, "missing-shmem", "pages that were never there"),
         feature(UffdFeature::MinorShmem, "minor-shmem", "pages that are there but not mapped"),
-        feature(UffdFeature::Poison, "poison", "markers: faults with an address (later)"),
+        feature(
+            UffdFeature::Poison,
+            "poison",
+            "markers: faults with an address, on the vCPU thread",
+        ),
     ]
 }
 
