@@ -20,6 +20,9 @@ mod address;
 mod deadline;
 mod layout;
 mod pager;
+// Until the pager asks it.
+#[allow(dead_code)]
+mod policy;
 mod ram;
 mod state;
 mod stats;
