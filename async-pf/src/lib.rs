@@ -1,0 +1,21 @@
+//! What makes a page fault asynchronous, without knowing pages or KVM: who does the waiting.
+//!
+//! ```text
+//!   first pass (vCPU thread, pager thread)          second pass (worker)
+//!
+//!   fault -> lookup that never waits -> Retry -----> Pool::submit -> job waits in a store
+//!                      |                                               |
+//!                      v                                               v
+//!                    mapped                                   mapped; waiters are told
+//! ```
+//!
+//! [`pool`] is the bounded worker pool: the only place where a guest's page may be waited for.
+
+#![forbid(unsafe_code)]
+
+mod loom;
+pub mod pool;
+
+pub use pool::{
+    Class, Key, Lane, Medium, Pool, PoolConfig, PoolStats, Promoted, Rejected, Report, Ticket, Why,
+};
