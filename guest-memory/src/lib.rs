@@ -23,10 +23,12 @@ mod pager;
 // Until the pager asks it.
 #[allow(dead_code)]
 mod policy;
+pub mod pass;
 mod ram;
 mod state;
 mod stats;
 pub mod store;
+pub mod stores;
 mod sys;
 mod table;
 
