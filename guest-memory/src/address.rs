@@ -153,6 +153,11 @@ impl PageRun {
     }
 }
 
+/// Sorted pages, each once, as runs.
+pub(crate) fn runs(pages: &[PageIndex]) -> impl Iterator<Item = PageRun> + '_ {
+    pages.chunk_by(|a, b| a.0 + 1 == b.0).filter_map(|run| PageRun::new(run[0], run.len() as u32))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

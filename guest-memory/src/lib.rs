@@ -4,38 +4,46 @@
 //! ```text
 //!   RamLayout -> GuestRam -> (the loader writes) -> start -> Pager
 //!
-//!   guest touches an absent page
-//!     -> message on the userfaultfd
-//!     -> pager thread: what does the page's word say?        (state, table)
-//!          never touched:  zero pages, mapped at once, with their untouched neighbours
-//!          in the store:   fetch; due after the store's latency, many at once   (deadline, store)
-//!          in the RAM file: map it
-//!     -> CONTINUE or ZEROPAGE maps the page and wakes whoever waits
+//!   guest touches an absent or idle page
+//!     -> marker: SIGBUS, the vCPU's own thread asks       Pager::fault
+//!     -> no marker: message on the userfaultfd            pager thread
+//!     first pass, which never waits: what does the page's word say?        (word, table)
+//!          never touched:     zero pages, mapped at once, with their untouched neighbours
+//!          in the RAM file:   map it
+//!          in the store, at hand (compressed): fill it and map it          (stores)
+//!          in the store, not at hand: Retry
+//!     second pass, on a worker, which may wait: store, room, map it        (room, waiters)
 //! ```
 //!
-//! The pager thread alone has the pages' states and alone maps, unmaps and moves pages: requests
-//! come to it over a channel, so faults and evictions cannot race.
+//! Every page has one atomic word; its states, edges and owners are in `word.rs`. What a page's edge
+//! decides is done by the one thread that took it, without any lock around it.
 
 mod address;
-mod deadline;
+mod checksum;
 mod layout;
 mod pager;
-// Until the pager asks it.
+mod pass;
+// The simulator of the benchmark and some tuning is used by tests only.
 #[allow(dead_code)]
 mod policy;
-pub mod pass;
 mod ram;
-mod state;
+mod room;
 mod stats;
-pub mod store;
 pub mod stores;
 mod sys;
 mod table;
+mod waiters;
+mod word;
 
 pub use address::{Gfn, Gpa, PAGE_BYTES, PAGE_SIZE, PageBytes};
 pub use layout::{HOLE_END, HOLE_START, LayoutError, MAX_MEMORY_BYTES, RamLayout, RamRegion};
-pub use pager::{MAX_FAULT_AROUND_BYTES, Pager, PagerConfig, PagerError};
+pub use pager::{
+    Fault, Health, MAX_FAULT_AROUND_BYTES, MIN_RESIDENT_LIMIT_BYTES, Pager, PagerConfig,
+    PagerError, Pinned, Work, WorkClass, Workers,
+};
+pub use pass::{MayWait, NoWait};
 pub use ram::{GuestRam, GuestSlot, OnMapped, RamError, make_present};
-pub use stats::PagerStats;
-pub use store::{StoreSpec, StoreSpecError};
+pub use stats::{LATENCY_BOUNDS_US, LatencyBuckets, PagerStats};
+pub use stores::{StoreSpec, StoreSpecError};
 pub use sys::UserfaultError;
+pub use waiters::{PageEnd, Sleeper, Waiter, Wake, Woken};

@@ -5,7 +5,7 @@
 //!        \
 //!         memfd    --- the bytes that are in memory; everything else is a hole
 //!        /
-//!   alias          --- plain; the loader writes here, and it is gone once the pager runs
+//!   alias          --- plain; for the loader before the pager runs, and then for pinned pages only
 //! ```
 
 use std::fs::File;
@@ -61,16 +61,16 @@ pub struct GuestSlot {
 }
 
 /// Told of guest physical pages that were just mapped in the guest mapping, `bytes` from the address
-/// on. It is called on the pager's thread (before that runs: on the caller's of `start`), for the
-/// loaded parts and for what fault-around brings in, and must not wait.
-pub type OnMapped = Box<dyn FnMut(Gpa, u64) + Send>;
+/// on: the loaded parts, and what fault-around brings in. Called on whichever thread mapped them; must
+/// not wait.
+pub type OnMapped = Box<dyn Fn(Gpa, u64) + Send + Sync>;
 
 /// Guest RAM, absent but for what the loader writes.
 pub struct GuestRam {
     pub(crate) layout: RamLayout,
     pub(crate) file: Arc<File>,
     pub(crate) mapping: GuestMapping,
-    alias: GuestMemoryMmap,
+    pub(crate) alias: GuestMemoryMmap,
     pub(crate) on_mapped: Option<OnMapped>,
 }
 

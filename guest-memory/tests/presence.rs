@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Machine, page, plain, ram};
+use common::{Crew, Machine, page, plain, ram};
 use guest_memory::{Gfn, Gpa, PAGE_BYTES, PAGE_SIZE, PagerConfig, PagerError};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -63,8 +63,7 @@ fn fault_around_installs_the_untouched_part_of_the_block() {
     // 40 pages: blocks of 16, the last one cut short; a loaded page splits the first one.
     let mut ram = ram(40 * PAGE_BYTES);
     ram.loader().write_slice(&[1], GuestAddress(page(9))).unwrap();
-    let config = PagerConfig::default();
-    assert_eq!(config.fault_around_bytes, 16 * PAGE_BYTES);
+    let config = PagerConfig { fault_around_bytes: 16 * PAGE_BYTES, ..PagerConfig::default() };
     let Some(machine) = Machine::start(ram, config) else {
         return;
     };
@@ -95,7 +94,8 @@ fn whoever_fills_page_tables_ahead_is_told_of_runs() {
         // The test may have ended.
         let _ = sender.send((gpa.0, bytes));
     }));
-    let Some(machine) = Machine::start(ram, PagerConfig::default()) else {
+    let config = PagerConfig { fault_around_bytes: 16 * PAGE_BYTES, ..PagerConfig::default() };
+    let Some(machine) = Machine::start(ram, config) else {
         return;
     };
     let next = || told.recv_timeout(Duration::from_secs(10)).unwrap();
@@ -132,7 +132,8 @@ fn ram_goes_on_behind_the_hole() {
     loader.write_slice(&[1], GuestAddress(3 * GIB - 8)).unwrap();
     loader.write_slice(&[2], GuestAddress(4 * GIB)).unwrap();
     loader.write_slice(&[0], GuestAddress(3 * GIB)).unwrap_err();
-    let Some(machine) = Machine::start(ram, PagerConfig::default()) else {
+    let config = PagerConfig { fault_around_bytes: 16 * PAGE_BYTES, ..PagerConfig::default() };
+    let Some(machine) = Machine::start(ram, config) else {
         return;
     };
     assert_eq!((machine.read(3 * GIB - 8), machine.read(4 * GIB)), (1, 2));
@@ -165,7 +166,7 @@ fn a_page_that_the_host_unmapped_is_mapped_again() {
 fn a_fault_around_that_is_no_block_is_refused() {
     for bad in [0, 1, 2048, 12288, 4 << 20, u64::MAX] {
         let config = PagerConfig { fault_around_bytes: bad, ..plain() };
-        let error = ram(PAGE_BYTES).start(config).unwrap_err();
+        let error = ram(PAGE_BYTES).start(&config, Crew::new()).unwrap_err();
         assert!(matches!(error, PagerError::FaultAround(n) if n == bad));
         assert!(error.to_string().contains(&bad.to_string()));
     }

@@ -2,9 +2,9 @@
 
 use std::io;
 
-use super::MAX_FAULT_AROUND_BYTES;
+use super::{MAX_FAULT_AROUND_BYTES, MIN_RESIDENT_LIMIT_BYTES};
 use crate::address::{Gfn, PAGE_BYTES};
-use crate::store::StoreError;
+use crate::stores::{Slot, StoreError};
 use crate::sys::UserfaultError;
 
 /// Why the pager could not start, or not do what it was asked.
@@ -16,6 +16,11 @@ pub enum PagerError {
          {MAX_FAULT_AROUND_BYTES}"
     )]
     FaultAround(u64),
+    /// The resident limit is under [`MIN_RESIDENT_LIMIT_BYTES`].
+    #[error(
+        "a resident limit of {0} bytes is too small: give at least {MIN_RESIDENT_LIMIT_BYTES} bytes"
+    )]
+    LimitTooSmall(u64),
     /// userfaultfd cannot be used.
     #[error(transparent)]
     Userfault(#[from] UserfaultError),
@@ -50,6 +55,17 @@ pub enum PagerError {
         /// What the store said.
         source: StoreError,
     },
+    /// A page came back from the store with other bytes than it left with.
+    #[error(
+        "guest frame {gfn} is lost: the store's bytes in slot {slot} do not have the checksum that they \
+         were stored with; check the medium"
+    )]
+    Checksum {
+        /// The page.
+        gfn: Gfn,
+        /// Where it was.
+        slot: Slot,
+    },
     /// A page cannot be moved to the store; it stays in memory.
     #[error("cannot evict guest frame {gfn} ({done} pages were done before): {source}")]
     Evict {
@@ -82,6 +98,18 @@ pub enum PagerError {
         /// The bound.
         limit: usize,
     },
+    /// More than a pin may have.
+    #[error("{bytes} bytes of guest RAM are too many for one pin: ask for less at once")]
+    PinTooLarge {
+        /// How many.
+        bytes: u64,
+    },
+    /// Somebody interrupted the wait.
+    #[error("the wait for guest frame {0} was interrupted")]
+    Interrupted(Gfn),
+    /// The store did not answer in time.
+    #[error("guest frame {0} did not come in time: the store does not answer")]
+    TimedOut(Gfn),
     /// The pager was shut down or has failed.
     #[error("the pager has stopped")]
     Stopped,

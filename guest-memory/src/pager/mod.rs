@@ -1,51 +1,74 @@
-//! The pager: one thread that owns the state of every page, and the handle to it.
+//! The pager: every fault is looked up without waiting; what needs time goes to workers; pages leave
+//! memory in the background so that the resident limit holds.
 //!
 //! ```text
-//!   vCPUs, KVM's workers --- userfaultfd -----------+
-//!   Pager (handle)       --- channel + eventfd -----+--> pager thread (worker) --> store
-//!   deadlines of fetches --- timeout of ppoll ------+        |
-//!                                                            +--> counters, failure
+//!   vCPU threads  --- marker: Pager::fault ----+
+//!   pager thread  --- userfaultfd: events -----+--> first pass (first) --> mapped (install)
+//!   devices       --- Pager::pin --------------+        |
+//!                                                     Retry
+//!                                                       v
+//!   Workers (a pool, not of this crate) ---------> second pass (second) --> store, room --> mapped
+//!        ^
+//!        +--- write_back <--- evictor thread: ages, chooses victims
+//!
+//!   all of them: page words (word, table), wait lists (waiters), room, policy, counters  = core
 //! ```
 
-mod access;
+mod core;
 mod error;
-mod evict;
-mod fault;
+mod events;
+mod evictor;
+mod first;
+mod install;
+mod pin;
+mod second;
 mod start;
-#[cfg(test)]
-mod tests;
-mod worker;
+mod trouble;
+mod work;
+mod write_back;
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::address::{Gfn, PAGE_BYTES, PAGE_SIZE, PageBytes, PageIndex};
+use self::core::Core;
+use self::first::{First, Source};
+use crate::address::{Gfn, PAGE_BYTES, PageIndex, pages_in};
 use crate::layout::{HOLE_START, RamLayout};
+use crate::pass::MayWait;
 use crate::ram::{GuestSlot, slots};
-use crate::stats::{Counters, PagerStats};
-use crate::store::StoreSpec;
-use crate::sys::{GuestMapping, Userfault};
+use crate::stats::PagerStats;
+use crate::stores::StoreSpec;
+use crate::waiters::Waiter;
+use crate::word::{OnWait, PageWord};
 
 pub use error::PagerError;
+pub use pin::Pinned;
+pub use trouble::Health;
+pub use work::{Work, WorkClass, Workers};
 
 /// The largest fault-around, in bytes: what one fault may take, others wait for.
 pub const MAX_FAULT_AROUND_BYTES: u64 = 2 << 20;
 // So that no block of fault-around has pages of both sides of the hole.
 const _: () = assert!(HOLE_START.0.is_multiple_of(MAX_FAULT_AROUND_BYTES));
 
-/// The most requests that wait for the pager thread; the next one blocks its caller.
-const MAX_REQUESTS: usize = 64;
-/// The most pages that one eviction request has: a fault waits at most for these.
-const EVICT_CHUNK_PAGES: usize = 128;
+/// The smallest resident limit, in bytes: below, the pages that one instruction needs at once crowd each
+/// other out.
+pub const MIN_RESIDENT_LIMIT_BYTES: u64 = 4 << 20;
+
+/// How often a caller's fault that finds the page in other hands, or gone again, looks anew before it
+/// lets the guest fault again.
+const LOOKS: u32 = 16;
+/// How long an eviction that somebody asked for waits for a page that another thread is at.
+const OWNER_LIMIT: Duration = Duration::from_millis(20);
 
 /// How the pager works.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PagerConfig {
     /// Where evicted pages go.
     pub store: StoreSpec,
@@ -54,62 +77,78 @@ pub struct PagerConfig {
     pub fault_around_bytes: u64,
     /// Install all of RAM at the start.
     pub populate: bool,
+    /// How much of guest RAM may be in memory, in bytes: the RAM file's pages and what the store keeps
+    /// in memory. At least [`MIN_RESIDENT_LIMIT_BYTES`].
+    pub resident_limit_bytes: Option<u64>,
+    /// Put a UFFDIO_POISON marker on absent and idle pages (Linux 6.6 and later): a vCPU thread that
+    /// meets one gets SIGBUS with the address and asks [`Pager::fault`]. Without, all faults come as
+    /// userfaultfd messages.
+    pub markers: bool,
+    /// Fetch pages ahead that left memory together with the one that a fault is about.
+    pub prefetch: bool,
 }
 
 impl Default for PagerConfig {
     fn default() -> Self {
-        Self { store: StoreSpec::default(), fault_around_bytes: 64 << 10, populate: false }
-    }
-}
-
-/// What the handle and the pager thread share. No page state: that is the thread's alone.
-struct Shared {
-    layout: RamLayout,
-    file: Arc<File>,
-    mapping: GuestMapping,
-    counters: Counters,
-    failure: OnceLock<PagerError>,
-    failure_event: EventFd,
-    /// The userfaultfd of a thread that failed. It stays open until the shutdown: closing it would
-    /// let the guest read zeros where its data was.
-    abandoned: Mutex<Option<Userfault>>,
-}
-
-impl Shared {
-    /// Keeps the first failure and tells the VMM.
-    fn fail(&self, error: PagerError) {
-        if self.failure.set(error).is_ok() {
-            // It can only fail when the counter is full, and then the event is there already.
-            let _ = self.failure_event.write(1);
+        Self {
+            store: StoreSpec::default(),
+            fault_around_bytes: 1 << 20,
+            populate: false,
+            resident_limit_bytes: None,
+            markers: false,
+            prefetch: true,
         }
     }
 }
 
-/// A question to the pager thread; every one but `Stop` is answered or its reply is dropped.
-enum Request {
-    /// Moves these pages, sorted and each once, to the store.
-    Evict {
-        pages: Vec<PageIndex>,
-        reply: SyncSender<Result<u32, PagerError>>,
+/// How a fault of the caller's stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Fault {
+    /// The page is mapped, or nearly: access it (again).
+    Hit,
+    /// It was mapped already, by all we know.
+    Present,
+    /// It is on its way; the waiter is told when it has come, exactly once.
+    Waits {
+        /// How long it may take, by the store's last reads; zero when another thread is at it and does no
+        /// I/O.
+        expected: Duration,
     },
-    Access(PageIndex, access::Access),
-    Stop,
+    /// Its bytes are lost.
+    Lost,
 }
 
 /// Demand-paged guest RAM at work. Shared by reference; every method may be called from a vCPU
 /// thread outside `KVM_RUN`.
 pub struct Pager {
-    shared: Arc<Shared>,
-    requests: SyncSender<Request>,
-    /// Counts the requests in the channel, to wake the thread.
-    bell: Arc<EventFd>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    core: Arc<Core>,
+    stop: EventFd,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Pager {
+    /// Somebody needs this page, outside the kernel's own waiting: answers without waiting. `lane` is
+    /// for fairness, see [`Work::lane`].
+    ///
+    /// # Errors
+    /// [`PagerError::OutOfRange`].
+    pub fn fault(&self, gfn: Gfn, lane: u16, waiter: &Waiter) -> Result<Fault, PagerError> {
+        let page = self.page_of(gfn)?;
+        Ok(self.core.fault(page, lane, waiter))
+    }
+
+    /// The frame at an address of the guest mapping.
+    #[must_use]
+    pub fn gfn_at(&self, hva: u64) -> Option<Gfn> {
+        let page = self.core.mapping.page_at(usize::try_from(hva).ok()?)?;
+        Some(self.core.layout.gfn_of(page))
+    }
+
     /// Moves the listed pages to the store, and returns how many of them are out of memory then:
-    /// a page that was not in memory counts, a page that is just being fetched does not. When it
-    /// returns, the next access of each of these is a fault. A frame listed twice counts once.
+    /// a page that was not in memory counts; one that is pinned, or just on its way in or out, does
+    /// not. When it returns, the next access of each of these is a fault. A frame listed twice counts
+    /// once. Waits for the store.
     ///
     /// # Errors
     /// [`PagerError::OutOfRange`] before anything is done; [`PagerError::Evict`] when the store
@@ -118,132 +157,186 @@ impl Pager {
         let mut pages = gfns.iter().map(|gfn| self.page_of(*gfn)).collect::<Result<Vec<_>, _>>()?;
         pages.sort_unstable();
         pages.dedup();
-        let mut total = 0;
-        for chunk in pages.chunks(EVICT_CHUNK_PAGES) {
-            let pages = chunk.to_vec();
-            match self.ask(|reply| Request::Evict { pages, reply }) {
-                Ok(done) => total += done,
-                Err(PagerError::Evict { gfn, done, source }) => {
-                    let done = total + done;
-                    return Err(PagerError::Evict { gfn, done, source });
-                }
-                Err(other) => return Err(other),
-            }
-        }
-        Ok(total)
+        self.core.evict(&pages)
     }
 
-    /// Reads a page of guest RAM, fetching it if need be.
+    /// Another resident limit from now on; `None` is none. A smaller one takes effect in the background.
     ///
     /// # Errors
-    /// [`PagerError::OutOfRange`], [`PagerError::Lost`], [`PagerError::Busy`],
-    /// [`PagerError::Stopped`], or what the kernel said.
-    pub fn read_page(&self, gfn: Gfn, bytes: &mut PageBytes) -> Result<(), PagerError> {
-        let page = self.page_of(gfn)?;
-        let read = self.ask(|reply| Request::Access(page, access::Access::Read { reply }))?;
-        bytes.copy_from_slice(&read[..]);
+    /// [`PagerError::LimitTooSmall`].
+    pub fn set_resident_limit(&self, bytes: Option<u64>) -> Result<(), PagerError> {
+        check_limit(bytes)?;
+        self.core.set_limit(bytes);
         Ok(())
     }
 
-    /// Writes into a page of guest RAM, fetching it if need be; `offset` in bytes.
-    ///
-    /// # Errors
-    /// [`PagerError::BeyondPage`], and as [`Pager::read_page`].
-    pub fn write_bytes(&self, gfn: Gfn, offset: usize, bytes: &[u8]) -> Result<(), PagerError> {
-        let page = self.page_of(gfn)?;
-        if offset > PAGE_SIZE || bytes.len() > PAGE_SIZE - offset {
-            let len = bytes.len();
-            return Err(PagerError::BeyondPage { offset, len });
-        }
-        let bytes = bytes.to_vec();
-        self.ask(|reply| {
-            let write = access::Access::Write { offset, bytes, reply };
-            Request::Access(page, write)
-        })
-    }
-
-    /// Waits until the pager thread has done what it is at. Whoever got a page runs a moment before
-    /// the page is counted; after this, [`Pager::stats`] has every fault that was over before.
-    ///
-    /// # Errors
-    /// [`PagerError::Stopped`]; the counters do not change any more then.
-    pub fn settle(&self) -> Result<(), PagerError> {
-        let pages = Vec::new();
-        self.ask(|reply| Request::Evict { pages, reply }).map(drop)
-    }
-
-    /// The counters now. This never waits for the pager thread.
+    /// The counters now. This never waits.
     #[must_use]
     pub fn stats(&self) -> PagerStats {
         // A memory file always has metadata; 512 is the unit of st_blocks.
-        let resident = self.shared.file.metadata().map_or(0, |m| m.blocks() * 512);
-        let total = self.shared.layout.total_bytes();
-        self.shared.counters.snapshot(total, resident)
+        let resident = self.core.file.metadata().map_or(0, |m| m.blocks() * 512);
+        self.core.stats(resident)
     }
 
     /// Where KVM finds RAM; the mapping lives as long as the pager.
     #[must_use]
     pub fn slots(&self) -> Vec<GuestSlot> {
-        slots(&self.shared.layout, &self.shared.mapping)
+        slots(&self.core.layout, &self.core.mapping)
     }
 
     /// The layout of RAM.
     #[must_use]
     pub fn layout(&self) -> &RamLayout {
-        &self.shared.layout
+        &self.core.layout
     }
 
     /// Why the guest cannot go on, if so: some page cannot be had. Whoever needs it waits until the
     /// shutdown.
     #[must_use]
     pub fn failure(&self) -> Option<&PagerError> {
-        self.shared.failure.get()
+        self.core.failure.get()
     }
 
-    /// Becomes (and stays) readable when there is a [`Pager::failure`].
+    /// What the store does not do at the moment; nothing is lost by it.
     #[must_use]
-    pub fn failure_event(&self) -> &EventFd {
-        &self.shared.failure_event
+    pub fn health(&self) -> Health {
+        self.core.health()
     }
 
-    /// Ends the pager thread, in bounded time: fetches under way are completed without waiting for
-    /// the store's latency, and whoever still waits for a page is woken. After this, absent pages
-    /// read as zeros: no vCPU may run any more, but the VM must not be closed before, since KVM's
-    /// workers may wait for pages. A second call does nothing; dropping does the same.
+    /// Readable after [`Pager::failure`] or [`Pager::health`] changed; reading it clears it.
+    #[must_use]
+    pub fn event(&self) -> &EventFd {
+        &self.core.event
+    }
+
+    /// Ends the pager's threads, in bounded time, and wakes whoever still waits for a page. After this,
+    /// absent pages read as zeros: no vCPU may run any more, but the VM must not be closed before,
+    /// since KVM's workers may wait for pages. The workers' owner closes them after this and drops
+    /// what they had not begun. A second call does nothing; dropping does the same.
     pub fn shutdown(&self) {
-        let thread = self.lock(&self.thread).take();
-        if let Some(thread) = thread {
-            // An error means that the thread has ended already.
-            let _ = self.send(Request::Stop);
-            // The thread catches its panics.
+        if self.core.closing.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        // No thread can wait any more, whatever it is at.
+        self.core.store.close();
+        self.core.room.close();
+        let _ = self.stop.write(1);
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        for thread in threads {
+            // They catch their panics.
             let _ = thread.join();
         }
-        drop(self.lock(&self.shared.abandoned).take());
+        self.core.userfault.unregister(&self.core.mapping);
     }
 
     fn page_of(&self, gfn: Gfn) -> Result<PageIndex, PagerError> {
-        let page = self.shared.layout.page_of(gfn);
+        let page = self.core.layout.page_of(gfn);
         page.ok_or(PagerError::OutOfRange(gfn))
     }
+}
 
-    fn ask<T>(
-        &self,
-        request: impl FnOnce(SyncSender<Result<T, PagerError>>) -> Request,
-    ) -> Result<T, PagerError> {
-        let (reply, answer): (_, Receiver<_>) = sync_channel(1);
-        self.send(request(reply))?;
-        // A dropped reply means that the thread has ended.
-        answer.recv().unwrap_or(Err(PagerError::Stopped))
+impl Core {
+    /// A fault of the caller's, see [`Pager::fault`].
+    fn fault(self: &Arc<Self>, page: PageIndex, lane: u16, waiter: &Waiter) -> Fault {
+        for _ in 0..LOOKS {
+            match self.first_pass(page, Source::Direct) {
+                First::Hit => return Fault::Hit,
+                First::Present => return Fault::Present,
+                First::Lost => return Fault::Lost,
+                First::Joined => match self.waiters.add(&self.table, page, waiter) {
+                    OnWait::Waits => return Fault::Waits { expected: self.expected(page) },
+                    OnWait::Settled => {}
+                },
+                First::Retry(retry) => {
+                    // The page is the retry's: nobody can settle it before it is handed on.
+                    let OnWait::Waits = self.waiters.add(&self.table, page, waiter) else {
+                        unreachable!("the page of a retry has an owner");
+                    };
+                    let expected = self.expected(page);
+                    // Refused, it is dropped, and tells the waiter to look again.
+                    drop(self.workers.submit(retry.0.for_lane(lane), Duration::ZERO));
+                    return Fault::Waits { expected };
+                }
+            }
+        }
+        // In and out all the time: the guest's next try is as good as another of ours.
+        Fault::Hit
     }
 
-    fn send(&self, request: Request) -> Result<(), PagerError> {
-        self.requests.send(request).map_err(|_| PagerError::Stopped)?;
-        self.bell.write(1).map_err(system("ring its own thread"))
+    /// How long a page that is on its way may take.
+    fn expected(&self, page: PageIndex) -> Duration {
+        match self.table.state(page) {
+            crate::word::PageState::Fetching => self.store.expected_read(),
+            _ => Duration::ZERO,
+        }
     }
 
-    /// Both mutexes hold an option that is only taken: a panic while one is held leaves it whole.
-    fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> std::sync::MutexGuard<'a, T> {
-        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    /// See [`Pager::evict`]; the pages are sorted, each once.
+    fn evict(self: &Arc<Self>, pages: &[PageIndex]) -> Result<u32, PagerError> {
+        use crate::word::PageState as S;
+        let pass = MayWait::second_pass();
+        let mut done = 0;
+        for chunk in pages.chunks(write_back::BATCH_PAGES) {
+            if self.is_closing() {
+                return Err(PagerError::Stopped);
+            }
+            chunk.iter().for_each(|page| self.wait_for_owner(*page));
+            self.unmap(chunk)?;
+            let absent =
+                |page: &&PageIndex| matches!(self.table.state(**page), S::Zero | S::Stored);
+            done += chunk.iter().filter(absent).count() as u32;
+            let begun = |page: &PageIndex| {
+                self.table.edge(*page, PageWord::begin_store).map(|generation| (*page, generation))
+            };
+            let batch: Vec<_> = chunk.iter().filter_map(begun).collect();
+            let written = self.write_back(&batch, &pass);
+            done += written.pages;
+            if let Some((page, source)) = written.refused {
+                let gfn = self.layout.gfn_of(page);
+                return Err(PagerError::Evict { gfn, done, source });
+            }
+        }
+        Ok(done)
+    }
+
+    /// Whoever maps a page has the guest run a moment before it lets go of the page.
+    fn wait_for_owner(&self, page: PageIndex) {
+        use crate::word::PageState as S;
+        let until = Instant::now() + OWNER_LIMIT;
+        while matches!(self.table.state(page), S::Installing | S::Unmapping | S::Dropping)
+            && Instant::now() < until
+        {
+            std::thread::yield_now();
+        }
+    }
+
+    fn set_limit(&self, bytes: Option<u64>) {
+        let before = self.room.limited();
+        self.room.set_limit(bytes);
+        if before || bytes.is_none() {
+            return;
+        }
+        // Without a limit nobody told the policy what is in memory.
+        let Some(mut policy) = self.policy() else { return };
+        for page in self.layout.all_pages().iter() {
+            if self.table.word(page).is_resident() {
+                policy.entered(page, crate::policy::Entry::Fresh);
+            }
+        }
+    }
+
+    fn stats(&self, resident_bytes: u64) -> PagerStats {
+        let mut stats = self.counters.snapshot(self.layout.total_bytes(), resident_bytes);
+        stats.resident_limit_bytes = self.room.limit_bytes();
+        stats.store_memory_bytes = self.store.memory_bytes();
+        stats.limit_exceeded = self.room.is_stuck();
+        stats.tiers = self.store.report();
+        stats.pager_bytes_per_page = crate::table::BYTES_PER_PAGE + crate::policy::BYTES_PER_PAGE;
+        let counts = self.policy_always().counts();
+        stats.mapped_pages = counts.mapped.into();
+        stats.idle_pages = counts.idle.into();
+        stats.refaults = counts.recent_refaults;
+        stats
     }
 }
 
@@ -256,7 +349,7 @@ impl Drop for Pager {
 impl std::fmt::Debug for Pager {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pager")
-            .field("layout", &self.shared.layout)
+            .field("layout", &self.core.layout)
             .field("stats", &self.stats())
             .field("failure", &self.failure())
             .finish_non_exhaustive()
@@ -269,15 +362,27 @@ const _: () = {
     shared::<Pager>();
 };
 
+/// A mutex of this crate holds values that a panic leaves whole.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn system(action: &'static str) -> impl FnOnce(io::Error) -> PagerError {
     move |source| PagerError::System { action, source }
+}
+
+fn check_limit(bytes: Option<u64>) -> Result<(), PagerError> {
+    match bytes {
+        Some(bytes) if bytes < MIN_RESIDENT_LIMIT_BYTES => Err(PagerError::LimitTooSmall(bytes)),
+        _ => Ok(()),
+    }
 }
 
 /// The number of pages in a block of fault-around.
 fn block_pages(fault_around_bytes: u64) -> Result<u32, PagerError> {
     let valid = fault_around_bytes.is_power_of_two()
         && (PAGE_BYTES..=MAX_FAULT_AROUND_BYTES).contains(&fault_around_bytes);
-    crate::address::pages_in(fault_around_bytes)
+    pages_in(fault_around_bytes)
         .filter(|_| valid)
         .ok_or(PagerError::FaultAround(fault_around_bytes))
 }

@@ -2,6 +2,7 @@
 //! for the small and the main queue.
 
 use std::io;
+use std::sync::atomic::Ordering;
 
 use super::word::{MAX_PAGES, Place, Queue, Word};
 use crate::address::PageIndex;
@@ -41,7 +42,10 @@ impl Lists {
 
     /// A page's word; a page beyond the last one is Out for ever.
     pub(super) fn word(&self, page: PageIndex) -> Word {
-        self.words.get(page.0 as usize).copied().map_or(Word::OUT, Word)
+        self.words
+            .cells()
+            .get(page.0 as usize)
+            .map_or(Word::OUT, |word| Word(word.load(Ordering::Relaxed)))
     }
 
     /// The number of pages in a list; 0 for places that have none.
@@ -109,8 +113,8 @@ impl Lists {
     }
 
     fn write(&mut self, page: PageIndex, word: Word) {
-        if let Some(entry) = self.words.get_mut(page.0 as usize) {
-            *entry = word.0;
+        if let Some(entry) = self.words.cells().get(page.0 as usize) {
+            entry.store(word.0, Ordering::Relaxed);
         }
     }
 }

@@ -44,12 +44,16 @@ use std::io;
 
 use self::lists::Lists;
 pub(crate) use self::tuning::Tuning;
+pub(crate) use self::word::MAX_PAGES;
 use self::word::{Batch, Ghost, MAX_HEAT, Place, Queue, Word};
 use crate::address::PageIndex;
 
 /// The most pages that one call passes over before it takes what comes, per page asked for: a bound
 /// for the time under the lock.
 const MAX_PASSES_PER_PAGE: usize = 8;
+
+/// What the policy keeps for each page, in bytes: one word.
+pub(crate) const BYTES_PER_PAGE: u64 = 8;
 
 /// How a page came into memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@
 use crate::address::PageIndex;
 
 /// The most pages that a link can tell apart (one number is "none").
-pub(super) const MAX_PAGES: u32 = (1 << LINK_BITS) - 1;
+pub(crate) const MAX_PAGES: u32 = (1 << LINK_BITS) - 1;
 /// The most heat that a word can hold.
 pub(super) const MAX_HEAT: u8 = 3;
 

@@ -65,15 +65,6 @@ impl GuestMapping {
         check(result)
     }
 
-    /// Reads the first byte of a page as a vCPU would: waits for the pager if need be.
-    #[cfg(test)]
-    pub(crate) fn touch(&self, page: PageIndex) -> u8 {
-        let offset = page.file_offset() as usize;
-        assert!(offset < self.len);
-        // SAFETY: the byte lies in this mapping; a volatile read makes no reference to it.
-        unsafe { ((self.address + offset) as *const u8).read_volatile() }
-    }
-
     /// The page at this address; `None` outside the mapping.
     pub(crate) fn page_at(&self, address: usize) -> Option<PageIndex> {
         let offset = address.checked_sub(self.address)?;

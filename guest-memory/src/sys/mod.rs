@@ -5,6 +5,7 @@ mod mapping;
 pub(crate) mod memfd;
 mod poll;
 mod userfault;
+pub(crate) mod view;
 mod words;
 
 pub(crate) use mapping::{GuestMapping, keep_private, populate};

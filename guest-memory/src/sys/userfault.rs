@@ -49,6 +49,12 @@ pub enum UserfaultError {
         "userfaultfd of this kernel has no minor faults on shared memory: use Linux 5.14 or later ({0})"
     )]
     NoMinorFaults(#[source] io::Error),
+    /// The kernel has no markers.
+    #[error(
+        "userfaultfd of this kernel has no UFFDIO_POISON, which markers need: use Linux 6.6 or later, \
+         or faults without markers (--fault-source uffd) ({0})"
+    )]
+    NoMarkers(#[source] io::Error),
     /// The guest mapping was refused.
     #[error("cannot register {bytes} bytes of guest RAM with userfaultfd: {source}")]
     Register {
@@ -113,7 +119,9 @@ pub(crate) struct Userfault {
 const USERFAULTFD_IOC_NEW: libc::c_ulong = 0xaa00;
 const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 const UFFD_API: u64 = 0xaa;
+const UFFDIO_POISON: libc::c_ulong = 0xc020_aa08;
 const UFFD_FEATURE_MINOR_SHMEM: u64 = 1 << 10;
+const UFFD_FEATURE_POISON: u64 = 1 << 14;
 
 #[repr(C)]
 #[derive(Default)]
@@ -123,11 +131,19 @@ struct UffdioApi {
     ioctls: u64,
 }
 
+#[repr(C)]
+struct UffdioPoison {
+    start: u64,
+    len: u64,
+    mode: u64,
+    updated: i64,
+}
+
 impl Userfault {
     /// Opens a descriptor and registers all of the guest mapping for missing and minor faults. The
     /// mapping must outlive the descriptor's use.
-    pub(crate) fn register(mapping: &GuestMapping) -> Result<Self, UserfaultError> {
-        let uffd = open()?;
+    pub(crate) fn register(mapping: &GuestMapping, markers: bool) -> Result<Self, UserfaultError> {
+        let uffd = open(markers)?;
         let mode = RegisterMode::MISSING | RegisterMode::MINOR;
         uffd.register_with_mode(mapping.address() as *mut _, mapping.len(), mode).map_err(
             |error| UserfaultError::Register { bytes: mapping.len(), source: os_error(error) },
@@ -158,6 +174,31 @@ impl Userfault {
             Ok(_) => Ok(Outcome::Done),
             Err(error) => verdict(os_error(error)),
         }
+    }
+
+    /// Puts markers where no page is mapped: who touches one gets SIGBUS instead of waiting. Wakes
+    /// whoever waits there already, to meet the marker. `Exists`: the first page has a mapping or a
+    /// marker.
+    pub(crate) fn mark(&self, run: PageRun) -> io::Result<Outcome> {
+        let (start, len) = self.range(run);
+        let mut poison = UffdioPoison { start: start as u64, len: len as u64, mode: 0, updated: 0 };
+        // SAFETY: the range lies in the guest mapping, of whose bytes this process has no references, and
+        // `poison` has the layout of the struct uffdio_poison that this ioctl reads and writes.
+        let result = unsafe { ioctl_with_mut_ref(&self.uffd, UFFDIO_POISON as _, &mut poison) };
+        if result >= 0 {
+            return Ok(Outcome::Done);
+        }
+        let error = io::Error::last_os_error();
+        match u64::try_from(poison.updated).ok().and_then(crate::address::pages_in) {
+            Some(pages @ 1..) => Ok(Outcome::Partial(pages)),
+            _ => verdict(error),
+        }
+    }
+
+    /// Ends it all: whoever waits is woken, and absent pages read as what the RAM file has.
+    pub(crate) fn unregister(&self, mapping: &GuestMapping) {
+        // It fails only for a range that was not registered, and then nobody waits in it.
+        let _ = self.uffd.unregister(mapping.address() as *mut _, mapping.len());
     }
 
     /// Wakes whoever waits for this page; they fault again if it is not there.
@@ -200,7 +241,7 @@ impl AsRawFd for Userfault {
 
 /// A nonblocking descriptor for kernel faults, too (KVM's are such), with minor faults on shared
 /// memory and no other events.
-fn open() -> Result<Uffd, UserfaultError> {
+fn open(markers: bool) -> Result<Uffd, UserfaultError> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
     let fd = from_device(flags).or_else(|device| {
         from_syscall(flags).map_err(|syscall| match syscall.raw_os_error() {
@@ -209,10 +250,15 @@ fn open() -> Result<Uffd, UserfaultError> {
             _ => UserfaultError::Open { device, syscall },
         })
     })?;
-    let mut api = UffdioApi { api: UFFD_API, features: UFFD_FEATURE_MINOR_SHMEM, ioctls: 0 };
+    let wanted = UFFD_FEATURE_MINOR_SHMEM | if markers { UFFD_FEATURE_POISON } else { 0 };
+    let mut api = UffdioApi { api: UFFD_API, features: wanted, ioctls: 0 };
     // SAFETY: the descriptor is a userfaultfd, and `api` has the layout of its struct uffdio_api.
     if unsafe { ioctl_with_mut_ref(&fd, UFFDIO_API as _, &mut api) } < 0 {
-        return Err(UserfaultError::NoMinorFaults(io::Error::last_os_error()));
+        let error = io::Error::last_os_error();
+        return Err(match markers && open(false).is_ok() {
+            true => UserfaultError::NoMarkers(error),
+            false => UserfaultError::NoMinorFaults(error),
+        });
     }
     // SAFETY: the descriptor is a userfaultfd of which this is the only owner.
     Ok(unsafe { Uffd::from_raw_fd(fd.into_raw_fd()) })

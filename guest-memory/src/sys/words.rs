@@ -4,17 +4,19 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::ops::{Deref, DerefMut};
 use std::ptr::{self, NonNull};
+use std::sync::atomic::AtomicU64;
 
 /// `u64`s that are 0 until they are written, in an anonymous mapping of their own.
 pub(crate) struct ZeroedWords {
-    words: NonNull<u64>,
+    words: NonNull<AtomicU64>,
     len: usize,
 }
 
 // SAFETY: the mapping belongs to this value alone, as a Vec's memory would.
 unsafe impl Send for ZeroedWords {}
+// SAFETY: all that is lent out are atomics.
+unsafe impl Sync for ZeroedWords {}
 
 impl ZeroedWords {
     /// `len` zeros; `len` is not 0.
@@ -43,22 +45,12 @@ impl ZeroedWords {
         let words = NonNull::new(address.cast()).ok_or_else(io::Error::last_os_error)?;
         Ok(Self { words, len })
     }
-}
 
-impl Deref for ZeroedWords {
-    type Target = [u64];
-
-    fn deref(&self) -> &[u64] {
-        // SAFETY: the mapping holds `len` words, page-aligned, initialised to 0 by the kernel, and
-        // lives as long as `self`; writers need `&mut self`.
+    /// All of them.
+    pub(crate) fn cells(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping holds `len` words, page-aligned, initialised to 0 by the kernel, lives as
+        // long as `self`, and is only ever accessed through these atomics.
         unsafe { std::slice::from_raw_parts(self.words.as_ptr(), self.len) }
-    }
-}
-
-impl DerefMut for ZeroedWords {
-    fn deref_mut(&mut self) -> &mut [u64] {
-        // SAFETY: as in `deref`, and `&mut self` makes this the only slice.
-        unsafe { std::slice::from_raw_parts_mut(self.words.as_ptr(), self.len) }
     }
 }
 
@@ -72,12 +64,13 @@ impl Drop for ZeroedWords {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::Ordering;
 
     #[test]
     fn words_are_zero_until_they_are_written() {
-        let mut words = ZeroedWords::new(1 << 20).unwrap();
-        words[(1 << 20) - 1] = 7;
-        assert_eq!(words.iter().sum::<u64>(), 7);
+        let words = ZeroedWords::new(1 << 20).unwrap();
+        words.cells()[(1 << 20) - 1].store(7, Ordering::Relaxed);
+        assert_eq!(words.cells().iter().map(|word| word.load(Ordering::Relaxed)).sum::<u64>(), 7);
     }
 
     #[test]

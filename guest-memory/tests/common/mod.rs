@@ -5,44 +5,95 @@
 // Every test file uses its own part of this.
 #![allow(dead_code, unreachable_pub)]
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use async_pf::{Class, Key, Lane, Medium, Pool, PoolConfig, Ticket};
+use guest_memory::stores::Store;
 use guest_memory::{
-    GuestRam, GuestSlot, PAGE_BYTES, Pager, PagerConfig, PagerError, PagerStats, RamLayout,
-    StoreSpec,
+    Gfn, GuestRam, GuestSlot, PAGE_BYTES, PageBytes, Pager, PagerConfig, PagerError, PagerStats,
+    RamLayout, Sleeper, Work, WorkClass, Workers,
 };
 
 /// How long a condition may take to come true.
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// The pool of async-pf as the pager's workers, as the VMM has it.
+pub struct Crew(Pool<Work>);
+
+impl Crew {
+    pub fn new() -> Arc<Self> {
+        let run = Arc::new(Work::run);
+        Arc::new(Self(Pool::new(PoolConfig::sized(64, 2), run).unwrap()))
+    }
+
+    pub fn close(&self) {
+        drop(self.0.close(Duration::from_secs(1)));
+    }
+}
+
+impl Workers for Crew {
+    fn submit(&self, work: Work, after: Duration) -> Result<(), Work> {
+        let class = match work.class() {
+            WorkClass::Fault => Class::Fault,
+            WorkClass::Prefetch => Class::Prefetch,
+            WorkClass::WriteBack => Class::WriteBack,
+        };
+        let medium = Medium(u8::from(!work.needs_store()));
+        let ticket = Ticket::new(class, Lane(work.lane()), medium).with_key(Key(work.key()));
+        let submitted = match after {
+            Duration::ZERO => self.0.submit(ticket, work),
+            after => self.0.submit_after(after, ticket, work),
+        };
+        submitted.map_err(|rejected| rejected.job)
+    }
+
+    fn promote(&self, key: u64) {
+        let _ = self.0.promote(Key(key), Class::Fault, Lane(0));
+    }
+}
+
 /// Running guest RAM.
 pub struct Machine {
     pub pager: Pager,
+    pub crew: Arc<Crew>,
     slots: Vec<GuestSlot>,
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.pager.shutdown();
+        self.crew.close();
+    }
 }
 
 impl Machine {
     /// RAM of `pages` pages without fault-around; `None`, with the reason printed, where userfaultfd
     /// cannot be used.
     pub fn small(pages: u64, store: &str) -> Option<Self> {
-        let config = PagerConfig {
-            store: store.parse().unwrap(),
-            fault_around_bytes: PAGE_BYTES,
-            populate: false,
-        };
-        Self::start(ram(pages * PAGE_BYTES), config)
+        Self::start(
+            ram(pages * PAGE_BYTES),
+            PagerConfig { store: store.parse().unwrap(), ..plain() },
+        )
     }
 
     pub fn start(ram: GuestRam, config: PagerConfig) -> Option<Self> {
-        Self::or_skip(ram.start(config))
+        let crew = Crew::new();
+        Self::or_skip(ram.start(&config, crew.clone()), crew)
     }
 
-    pub fn or_skip(started: Result<Pager, PagerError>) -> Option<Self> {
+    /// With a store of the test's own.
+    pub fn with_store(ram: GuestRam, config: PagerConfig, store: Arc<dyn Store>) -> Option<Self> {
+        let crew = Crew::new();
+        Self::or_skip(ram.start_with_store(&config, crew.clone(), store), crew)
+    }
+
+    fn or_skip(started: Result<Pager, PagerError>, crew: Arc<Crew>) -> Option<Self> {
         match started {
             Ok(pager) => {
                 let slots = pager.slots();
-                Some(Self { pager, slots })
+                Some(Self { pager, crew, slots })
             }
             Err(PagerError::Userfault(error)) => {
                 println!("SKIP: {error}");
@@ -50,6 +101,16 @@ impl Machine {
             }
             Err(other) => panic!("cannot start the pager: {other}"),
         }
+    }
+
+    /// A page as a device sees it.
+    pub fn read_page(&self, gfn: u64, bytes: &mut PageBytes) -> Result<(), PagerError> {
+        self.pager.read_page(Gfn(gfn), bytes, &Arc::new(Sleeper::default()))
+    }
+
+    /// Bytes of a page, written as a device does.
+    pub fn write_bytes(&self, gfn: u64, offset: usize, bytes: &[u8]) -> Result<(), PagerError> {
+        self.pager.write_bytes(Gfn(gfn), offset, bytes, &Arc::new(Sleeper::default()))
     }
 
     /// The word at this guest physical address, in the guest mapping.
@@ -75,9 +136,7 @@ impl Machine {
         slot.hva + (gpa - slot.gpa)
     }
 
-    /// The counters, with every fault that is over; those of a stopped pager do not change.
     pub fn stats(&self) -> PagerStats {
-        let _ = self.pager.settle();
         self.pager.stats()
     }
 
@@ -97,7 +156,7 @@ pub fn ram(bytes: u64) -> GuestRam {
 
 /// No fault-around, pages in host memory.
 pub fn plain() -> PagerConfig {
-    PagerConfig { store: StoreSpec::Memory, fault_around_bytes: PAGE_BYTES, populate: false }
+    PagerConfig { fault_around_bytes: PAGE_BYTES, ..PagerConfig::default() }
 }
 
 /// The address of a page of low RAM.

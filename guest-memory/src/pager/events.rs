@@ -1,0 +1,140 @@
+//! The pager thread: userfaultfd messages in, first passes made. With markers only faults come here that
+//! no marker caught; without, all do.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::core::Core;
+use super::first::{First, Source};
+use super::{PagerError, system};
+use crate::sys::{Fault, FaultBatch, FaultKind, wait_readable};
+
+/// The most messages that are read at once.
+const MESSAGE_BATCH: usize = 64;
+/// The longest time that the thread spins for a message before it sleeps. A sleep and a wake-up cost a
+/// few microseconds here and many more in the thread that waits.
+const LONGEST_SPIN: Duration = Duration::from_micros(50);
+
+/// The thread. A failure is told to the VMM; who waits for pages goes on waiting, and does not read
+/// zeros.
+pub(super) fn run(core: &Arc<Core>, stop: &EventFd) {
+    let end = catch_unwind(AssertUnwindSafe(|| core.serve(stop)));
+    match end {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => core.fail(error),
+        Err(_) => core.fail(PagerError::Panicked),
+    }
+}
+
+impl Core {
+    fn serve(self: &Arc<Self>, stop: &EventFd) -> Result<(), PagerError> {
+        let mut batch = FaultBatch::new(MESSAGE_BATCH);
+        let mut faults = Vec::with_capacity(MESSAGE_BATCH);
+        let mut spin = Spin::new();
+        while !self.is_closing() {
+            let waiting = Instant::now();
+            loop {
+                let messages = self.userfault.read(&self.mapping, &mut batch);
+                faults.extend(messages.map_err(system("read userfaultfd messages"))?);
+                if !faults.is_empty() || waiting.elapsed() >= spin.budget {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+            if faults.is_empty() {
+                let [_, stopped] = wait_readable([Some(&self.userfault), Some(stop)], None)
+                    .map_err(system("wait for messages"))?;
+                if stopped {
+                    break;
+                }
+            } else {
+                spin.came_after(waiting.elapsed());
+                self.on_messages(&mut faults);
+            }
+        }
+        Ok(())
+    }
+
+    /// The messages of one read; `faults` is left empty. Several for one page need one answer: all who
+    /// sent them sleep already, and it wakes them all. The answer always follows from the page's
+    /// state, never from the message alone: it may be late, or one of many.
+    fn on_messages(self: &Arc<Self>, faults: &mut Vec<Fault>) {
+        for fault in faults.iter() {
+            match fault.kind {
+                FaultKind::Missing => self.counters.messages_missing.add(1),
+                FaultKind::Minor => self.counters.messages_minor.add(1),
+            }
+        }
+        let all = faults.len();
+        faults.sort_unstable_by_key(|fault| fault.page);
+        faults.dedup_by_key(|fault| fault.page);
+        self.counters.messages_joined.add((all - faults.len()) as u64);
+        for fault in faults.drain(..) {
+            let retry = match self.first_pass(fault.page, Source::Userfault) {
+                First::Retry(retry) => Some(retry),
+                First::Present => {
+                    self.counters.messages_duplicate.add(1);
+                    let remap = self.remap(fault.page);
+                    if remap.is_none() {
+                        // It changed under our eyes: the message is late, or comes again.
+                        let _ = self.userfault.wake(fault.page);
+                    }
+                    remap
+                }
+                First::Joined => {
+                    self.counters.messages_joined.add(1);
+                    None
+                }
+                First::Hit | First::Lost => None,
+            };
+            if let Some(retry) = retry {
+                // Refused, it is dropped and has them fault again.
+                drop(self.workers.submit(retry.0, Duration::ZERO));
+            }
+        }
+    }
+}
+
+/// How long to spin for the next message: twice what it took lately, if that is short at all.
+struct Spin {
+    /// A running mean.
+    gap: Duration,
+    budget: Duration,
+    alone: bool,
+}
+
+impl Spin {
+    fn new() -> Self {
+        // On a single CPU, whoever sends the next message needs that CPU.
+        let alone = thread::available_parallelism().map_or(true, |cpus| cpus.get() == 1);
+        Self { gap: LONGEST_SPIN, budget: Duration::ZERO, alone }
+    }
+
+    fn came_after(&mut self, gap: Duration) {
+        self.gap = (self.gap * 7 + gap.min(4 * LONGEST_SPIN)) / 8;
+        let pays = !self.alone && self.gap < LONGEST_SPIN;
+        self.budget = if pays { (2 * self.gap).min(LONGEST_SPIN) } else { Duration::ZERO };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_spins_while_messages_come_fast_and_sleeps_when_they_do_not() {
+        let mut spin = Spin { alone: false, ..Spin::new() };
+        assert_eq!(spin.budget, Duration::ZERO);
+        (0..50).for_each(|_| spin.came_after(Duration::from_micros(10)));
+        assert!(spin.budget >= Duration::from_micros(20) && spin.budget <= LONGEST_SPIN);
+        (0..50).for_each(|_| spin.came_after(Duration::from_millis(1)));
+        assert_eq!(spin.budget, Duration::ZERO);
+        let mut alone = Spin { alone: true, ..Spin::new() };
+        (0..50).for_each(|_| alone.came_after(Duration::from_micros(1)));
+        assert_eq!(alone.budget, Duration::ZERO);
+    }
+}

@@ -1,0 +1,189 @@
+//! The second pass of a fault, on a worker: it may wait for the store and for room. A store that fails
+//! for a while is asked again and again; who waits for the page goes on waiting, and the VMM is told.
+
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::PagerError;
+use super::core::Core;
+use super::work::{Job, Work};
+use crate::address::{PAGE_SIZE, PageBytes, PageIndex, PageRun};
+use crate::checksum::checksum;
+use crate::pass::MayWait;
+use crate::policy::Entry;
+use crate::stores::{Read, Slot, StoreError, Trouble};
+use crate::word::{OnFetched, PageWord};
+
+/// The pause before a failed read is tried again: doubled each time, within these bounds.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// After this many failures the VMM is told that the guest waits for the store.
+const TROUBLE_AFTER: u32 = 4;
+/// A page that the store does not have, or has damaged, is asked for this often before it is lost.
+const LOST_AFTER: u32 = 3;
+
+/// Why a page was not read.
+enum Failed {
+    /// The medium does not answer; it may again.
+    Trouble(StoreError),
+    /// It answers, but not with this page.
+    Damaged(PagerError),
+    /// The pager is shutting down.
+    Closed,
+}
+
+impl Core {
+    /// Reads one page of the store and maps it.
+    pub(super) fn second_fetch(
+        self: &Arc<Self>,
+        mut work: Work,
+        page: PageIndex,
+        slot: Slot,
+        pass: &MayWait,
+    ) {
+        let began = Instant::now();
+        let mut bytes = [0; PAGE_SIZE];
+        match self.read(&[(page, slot)], std::slice::from_mut(&mut bytes), pass).pop() {
+            Some(Ok(())) => {
+                self.counters.fetch_latency.record(began.elapsed());
+                // Dropped, the work puts its page back.
+                let Ok(()) = self.room.take(1, pass) else { return };
+                work.done();
+                self.install_fetched(page, &bytes);
+                self.fetch_neighbours(page);
+            }
+            None | Some(Err(Failed::Closed)) => {}
+            Some(Err(Failed::Trouble(error))) => {
+                self.counters.read_errors.add(1);
+                if work.attempts + 1 >= TROUBLE_AFTER {
+                    self.trouble_with(&mut work, &error);
+                }
+                work.again();
+            }
+            Some(Err(Failed::Damaged(error))) => {
+                self.counters.read_errors.add(1);
+                if work.attempts + 1 < LOST_AFTER {
+                    return work.again();
+                }
+                work.done();
+                self.counters.outstanding.sub(1);
+                self.give_up(page, error);
+            }
+        }
+    }
+
+    /// Reads pages ahead of their faults. What fails is put back: nobody may ever want it.
+    pub(super) fn second_prefetch(&self, pages: &[(PageIndex, Slot)], pass: &MayWait) {
+        let mut bytes = vec![[0; PAGE_SIZE]; pages.len()];
+        let results = self.read(pages, &mut bytes, pass);
+        for (((page, _), bytes), result) in pages.iter().zip(&bytes).zip(results) {
+            // It takes no room that a fault might want.
+            if result.is_ok() && !self.room.is_tight_for_prefetch() && self.room.try_take(1) {
+                self.counters.prefetched_pages.add(1);
+                self.install_fetched(*page, bytes);
+            } else {
+                self.not_fetched(*page);
+            }
+        }
+    }
+
+    /// Waits for room, then fills from the store where it is at hand.
+    pub(super) fn second_fill(
+        self: &Arc<Self>,
+        mut work: Work,
+        page: PageIndex,
+        slot: Slot,
+        pass: &MayWait,
+    ) {
+        // What is at hand now may have moved when there is room: reading it as from any store is right
+        // in both cases.
+        let _generation = self.table.edge(page, PageWord::fill_missed);
+        self.counters.fetches_began(1);
+        work.becomes_fetch(page, slot);
+        self.second_fetch(work, page, slot, pass);
+    }
+
+    /// Waits for room, then installs zeros.
+    pub(super) fn second_zero(&self, mut work: Work, page: PageIndex, pass: &MayWait) {
+        if self.room.take(1, pass).is_ok() {
+            work.done();
+            self.install_zeros(PageRun::single(page));
+        }
+    }
+
+    fn read(
+        &self,
+        pages: &[(PageIndex, Slot)],
+        bytes: &mut [PageBytes],
+        pass: &MayWait,
+    ) -> Vec<Result<(), Failed>> {
+        let mut reads: Vec<_> =
+            pages.iter().zip(bytes).map(|((_, slot), page)| Read::new(*slot, page)).collect();
+        self.store.read(pass, &mut reads);
+        let checked = |(read, (page, slot)): (Read<'_>, &(PageIndex, Slot))| {
+            let gfn = self.layout.gfn_of(*page);
+            match read.result {
+                Ok(()) if checksum(read.page) == self.table.checksum(*page) => Ok(()),
+                Ok(()) => Err(Failed::Damaged(PagerError::Checksum { gfn, slot: *slot })),
+                Err(source) => Err(match source.trouble() {
+                    Trouble::Closed => Failed::Closed,
+                    Trouble::Transient => Failed::Trouble(source),
+                    Trouble::Full | Trouble::Unwanted | Trouble::Lost => {
+                        Failed::Damaged(PagerError::Fetch { gfn, source })
+                    }
+                }),
+            }
+        };
+        reads.into_iter().zip(pages).map(checked).collect()
+    }
+
+    /// The page's bytes are here and its room is taken.
+    fn install_fetched(&self, page: PageIndex, bytes: &PageBytes) {
+        self.counters.outstanding.sub(1);
+        self.counters.fetched_pages.add(1);
+        if let Err(error) = self.file.write_all_at(bytes, page.file_offset()) {
+            let error = self.on_pages("fill", PageRun::single(page))(error);
+            return self.give_up(page, error);
+        }
+        match self.table.edge(page, PageWord::fetched) {
+            OnFetched::Wanted => self.enter_and_map(page),
+            OnFetched::Idle => {
+                self.counters.stored_pages.sub(1);
+                if let Some(mut policy) = self.policy() {
+                    policy.entered(page, Entry::Prefetched);
+                }
+            }
+        }
+    }
+
+    /// Fetches the pages that left together with this one, if there is room for them.
+    fn fetch_neighbours(self: &Arc<Self>, page: PageIndex) {
+        if !self.prefetch || self.room.is_tight_for_prefetch() {
+            return;
+        }
+        let mut neighbours = Vec::new();
+        if let Some(policy) = self.policy() {
+            policy.prefetch_neighbours(page, &mut neighbours);
+        }
+        let claimed: Vec<_> = neighbours
+            .into_iter()
+            .filter(|other| {
+                self.table.word(*other).slot().is_some_and(|slot| !self.store.at_hand(slot))
+            })
+            .filter_map(|other| {
+                self.table.edge(other, PageWord::prefetch).map(|(slot, _)| (other, slot))
+            })
+            .collect();
+        if !claimed.is_empty() {
+            // Refused, it is dropped and puts its pages back.
+            let work = Work::new(Arc::clone(self), Job::Prefetch(claimed));
+            drop(self.workers.submit(work, Duration::ZERO));
+        }
+    }
+}
+
+/// The pause before the next of so many attempts.
+pub(super) fn pause(attempts: u32) -> Duration {
+    LONGEST_PAUSE.min(FIRST_PAUSE.saturating_mul(1 << attempts.min(10)))
+}

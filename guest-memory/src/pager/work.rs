@@ -1,0 +1,214 @@
+//! What the workers do: the second pass of faults, pages that are fetched ahead, and write-back. A piece
+//! of work owns its pages; dropped without being done it puts them back, so that none is ever left
+//! behind.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::PagerError;
+use super::core::Core;
+use super::second;
+use crate::address::PageIndex;
+use crate::pass::MayWait;
+use crate::stores::Slot;
+use crate::word::{Generation, PageWord, Taken};
+
+/// In which order workers serve what waits; see [`Work::class`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WorkClass {
+    /// Somebody waits for it.
+    Fault,
+    /// Somebody may want it soon.
+    Prefetch,
+    /// Somebody may want the room soon.
+    WriteBack,
+}
+
+/// Who runs [`Work`]. The pool of async-pf does, through a few lines of glue in the VMM; this crate does
+/// not know it.
+pub trait Workers: Send + Sync {
+    /// Has the work run, not before `after` is over. Never waits.
+    ///
+    /// # Errors
+    /// The work, when too much of its class waits already or the end has come.
+    fn submit(&self, work: Work, after: Duration) -> Result<(), Work>;
+
+    /// The work with this [`Work::key`], if it still waits, is of the class of faults from now on.
+    fn promote(&self, key: u64);
+}
+
+/// One piece of work.
+pub struct Work {
+    core: Arc<Core>,
+    /// `None` when it is done.
+    job: Option<Job>,
+    pub(super) attempts: u32,
+    /// Counted in [`super::trouble::Trouble`].
+    pub(super) in_trouble: bool,
+    lane: u16,
+}
+
+/// What there is to do. The pages of all but `WriteBack` have this work as their owner.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// Read a page from the store and map it.
+    Fetch(PageIndex, Slot),
+    /// Read pages ahead of their faults, and map those that somebody wants by then.
+    Prefetch(Vec<(PageIndex, Slot)>),
+    /// Take room, then fill from the store, where it is at hand.
+    Fill(PageIndex, Slot),
+    /// Take room, then install zeros.
+    Zero(PageIndex),
+    /// Map what is in the RAM file, which the host may have swapped out.
+    Remap(PageIndex),
+    /// Write these pages, which are Storing, to the store and give their memory back.
+    WriteBack(Vec<(PageIndex, Generation)>),
+}
+
+impl Work {
+    pub(super) fn new(core: Arc<Core>, job: Job) -> Self {
+        match &job {
+            Job::Fetch(..) => core.counters.fetches_began(1),
+            Job::Prefetch(pages) => core.counters.fetches_began(pages.len() as u64),
+            _ => {}
+        }
+        Self { core, job: Some(job), attempts: 0, in_trouble: false, lane: 0 }
+    }
+
+    /// Where in the order it belongs.
+    #[must_use]
+    pub fn class(&self) -> WorkClass {
+        match self.job {
+            Some(Job::Prefetch(_)) => WorkClass::Prefetch,
+            Some(Job::WriteBack(_)) => WorkClass::WriteBack,
+            _ => WorkClass::Fault,
+        }
+    }
+
+    /// For whom it is done: the number of a vCPU plus one, or 0. Workers are fair between lanes.
+    #[must_use]
+    pub fn lane(&self) -> u16 {
+        self.lane
+    }
+
+    /// Does it wait for the store? If not, then for room or the kernel only.
+    #[must_use]
+    pub fn needs_store(&self) -> bool {
+        !matches!(self.job, Some(Job::Zero(_) | Job::Remap(_)))
+    }
+
+    /// Names it for [`Workers::promote`].
+    #[must_use]
+    pub fn key(&self) -> u64 {
+        match &self.job {
+            Some(Job::Fetch(page, _) | Job::Fill(page, _) | Job::Zero(page) | Job::Remap(page)) => {
+                page.0.into()
+            }
+            Some(Job::Prefetch(pages)) => pages.first().map_or(u64::MAX, |(page, _)| page.0.into()),
+            Some(Job::WriteBack(_)) | None => u64::MAX,
+        }
+    }
+
+    pub(super) fn for_lane(mut self, lane: u16) -> Self {
+        self.lane = lane;
+        self
+    }
+
+    /// Does it. May wait for the store and for room.
+    pub fn run(mut self) {
+        let pass = MayWait::second_pass();
+        let core = Arc::clone(&self.core);
+        match &mut self.job {
+            &mut Some(Job::Fetch(page, slot)) => core.second_fetch(self, page, slot, &pass),
+            &mut Some(Job::Fill(page, slot)) => core.second_fill(self, page, slot, &pass),
+            &mut Some(Job::Zero(page)) => core.second_zero(self, page, &pass),
+            &mut Some(Job::Remap(page)) => {
+                self.done();
+                core.counters.remapped_pages.add(1);
+                core.map_owned(page);
+            }
+            Some(Job::Prefetch(pages)) => {
+                let pages = std::mem::take(pages);
+                core.second_prefetch(&pages, &pass);
+            }
+            Some(Job::WriteBack(batch)) => {
+                let batch = std::mem::take(batch);
+                core.write_back(&batch, &pass);
+            }
+            None => {}
+        }
+    }
+
+    /// Its page is no longer its own to put back.
+    pub(super) fn done(&mut self) {
+        self.job = None;
+    }
+
+    /// It is a fetch from here on.
+    pub(super) fn becomes_fetch(&mut self, page: PageIndex, slot: Slot) {
+        self.job = Some(Job::Fetch(page, slot));
+    }
+
+    /// It failed: has it done again, later and later.
+    pub(super) fn again(mut self) {
+        let after = second::pause(self.attempts);
+        self.attempts += 1;
+        let core = Arc::clone(&self.core);
+        // Refused, it is dropped and puts its pages back.
+        drop(core.workers.submit(self, after));
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        if self.in_trouble {
+            self.core.trouble_over();
+        }
+        let core = &self.core;
+        let job = self.job.take();
+        if std::thread::panicking() {
+            // What this page has is not known; nobody gets it.
+            if let Some(Job::Fetch(page, _) | Job::Zero(page)) = job {
+                core.give_up(page, PagerError::Panicked);
+            }
+            return core.fail(PagerError::Panicked);
+        }
+        match job {
+            None => {}
+            Some(Job::Fetch(page, _)) => core.not_fetched(page),
+            Some(Job::Prefetch(pages)) => {
+                pages.into_iter().for_each(|(page, _)| core.not_fetched(page));
+            }
+            Some(Job::Fill(page, _)) => {
+                core.put_back(page, core.table.edge(page, PageWord::unfilled));
+            }
+            Some(Job::Zero(page)) => {
+                core.put_back(page, core.table.edge(page, PageWord::zero_again));
+            }
+            Some(Job::Remap(page)) => core.map_owned(page),
+            Some(Job::WriteBack(batch)) => {
+                for (page, generation) in batch {
+                    core.keep(page, generation);
+                }
+                core.room.write_back_ended();
+            }
+        }
+    }
+}
+
+impl Core {
+    /// A page is not fetched after all; whoever wants it faults again.
+    pub(super) fn not_fetched(&self, page: PageIndex) {
+        self.counters.outstanding.sub(1);
+        self.put_back(page, self.table.edge(page, PageWord::unfetched));
+    }
+
+    /// A page that was chosen to leave stays; no effect if it was used meanwhile.
+    pub(super) fn keep(&self, page: PageIndex, generation: Generation) {
+        if self.table.edge(page, |word| word.not_stored(generation)) == Taken::Yes
+            && let Some(mut policy) = self.policy()
+        {
+            policy.kept(page);
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! The way out: pages are taken out of the guest mapping and marked, written to the store, and their
+//! memory is given back, in this order. So their bytes stand still while they are written, and no write
+//! of the guest can be lost. Whoever touches a page on its way gets it back, or waits for the end of
+//! one step.
+
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::PagerError;
+use super::core::Core;
+use super::first::{First, Source};
+use crate::address::{PAGE_SIZE, PageBytes, PageIndex, PageRun, runs};
+use crate::checksum::checksum;
+use crate::pass::MayWait;
+use crate::stores::{Slot, StoreError, Write};
+use crate::sys::memfd;
+use crate::word::{Generation, OnDropped, OnStored, OnUnmapped, PageWord, Taken};
+
+/// The most pages that are written, or unmapped, in one go.
+pub(super) const BATCH_PAGES: usize = 64;
+
+/// A page that is being written, with what is known of it.
+struct Leaving {
+    page: PageIndex,
+    generation: Generation,
+    bytes: PageBytes,
+    checksum: u64,
+}
+
+/// How many pages of a batch left memory, and why the first other did not.
+#[derive(Default)]
+pub(super) struct WrittenBack {
+    pub(super) pages: u32,
+    pub(super) refused: Option<(PageIndex, StoreError)>,
+}
+
+impl Core {
+    /// Takes pages, sorted, out of the guest mapping; returns those that are Idle then.
+    pub(super) fn unmap(&self, pages: &[PageIndex]) -> Result<Vec<PageIndex>, PagerError> {
+        let begun = |page: &PageIndex| self.table.edge(*page, PageWord::begin_unmap) == Taken::Yes;
+        let taken: Vec<_> = pages.iter().copied().filter(begun).collect();
+        let mut error = None;
+        for run in runs(&taken) {
+            if let Err(refused) = self.mapping.unmap(run) {
+                error.get_or_insert(self.on_pages("unmap", run)(refused));
+                continue;
+            }
+            if self.markers {
+                self.mark(run);
+            }
+        }
+        self.counters.unmapped_pages.add(taken.len() as u64);
+        let settled = |page: &PageIndex| self.settle_unmapped(*page, error.is_some());
+        let idle = taken.into_iter().filter(settled).collect();
+        error.map_or(Ok(idle), Err)
+    }
+
+    /// Ends the unmapping of a page; true when it is Idle. After an error it may still be mapped, and
+    /// must not count as Idle.
+    fn settle_unmapped(&self, page: PageIndex, failed: bool) -> bool {
+        match self.table.edge(page, |word| word.unmapped(failed)) {
+            OnUnmapped::Idle => true,
+            OnUnmapped::Wanted => {
+                if let Some(mut policy) = self.policy() {
+                    policy.not_aged(page);
+                }
+                self.map_owned(page);
+                false
+            }
+        }
+    }
+
+    /// Writes pages that are Storing to the store, and gives the memory back of those that were not
+    /// used meanwhile.
+    pub(super) fn write_back(
+        self: &Arc<Self>,
+        batch: &[(PageIndex, Generation)],
+        pass: &MayWait,
+    ) -> WrittenBack {
+        let mut result = WrittenBack::default();
+        let mut leaving = Vec::with_capacity(batch.len());
+        for (page, generation) in batch {
+            let mut bytes = [0; PAGE_SIZE];
+            match self.file.read_exact_at(&mut bytes, page.file_offset()) {
+                Ok(()) => leaving.push(Leaving {
+                    page: *page,
+                    generation: *generation,
+                    checksum: checksum(&bytes),
+                    bytes,
+                }),
+                Err(error) => {
+                    self.keep(*page, *generation);
+                    self.fail(self.on_pages("read", PageRun::single(*page))(error));
+                }
+            }
+        }
+        let (clean, dirty): (Vec<_>, Vec<_>) =
+            leaving.into_iter().partition(|page| self.is_clean(page));
+        let mut gone = Vec::with_capacity(batch.len());
+        for page in &clean {
+            if let Some(slot) = self.table.word(page.page).slot() {
+                self.counters.clean_pages.add(1);
+                gone.extend(self.begin_drop(page, slot, false));
+            }
+        }
+        let mut writes: Vec<_> = dirty.iter().map(|page| Write::new(&page.bytes)).collect();
+        if !writes.is_empty() {
+            self.store.write(pass, &mut writes);
+        }
+        for (page, write) in dirty.iter().zip(writes) {
+            match write.result {
+                Ok(slot) => gone.extend(self.begin_drop(page, slot, true)),
+                Err(error) => {
+                    self.keep(page.page, page.generation);
+                    self.counters.write_errors.add(1);
+                    result.refused.get_or_insert((page.page, error));
+                }
+            }
+        }
+        self.weigh_store();
+        self.note_writes(result.refused.as_ref().map(|(_, error)| error), gone.len());
+        result.pages = gone.len() as u32;
+        self.drop_pages(gone);
+        result
+    }
+
+    /// Is the older copy in the store the same? Clean is decided by content: a device or the VMM may
+    /// write pages where no dirty bit tells.
+    fn is_clean(&self, leaving: &Leaving) -> bool {
+        self.table.word(leaving.page).slot().is_some()
+            && self.table.checksum(leaving.page) == leaving.checksum
+    }
+
+    /// The store has the page in `slot`: it is the caller's to drop, unless it was used meanwhile.
+    fn begin_drop(&self, leaving: &Leaving, slot: Slot, new: bool) -> Option<PageIndex> {
+        let page = leaving.page;
+        match self.table.edge(page, |word| word.stored(leaving.generation, slot)) {
+            OnStored::Drop { older } => {
+                self.table.set_checksum(page, leaving.checksum);
+                if let Some(older) = older.filter(|older| *older != slot) {
+                    self.free_slot(older);
+                }
+                Some(page)
+            }
+            OnStored::Late => {
+                self.counters.late_stores.add(1);
+                // That of a clean page is the page's, to keep or to free.
+                if new {
+                    self.free_slot(slot);
+                }
+                None
+            }
+        }
+    }
+
+    /// Gives the memory of pages back that are Dropping.
+    fn drop_pages(self: &Arc<Self>, mut pages: Vec<PageIndex>) {
+        pages.sort_unstable();
+        for run in runs(&pages) {
+            let punched = memfd::punch(&self.file, run.first().file_offset(), run.byte_len());
+            if let Err(error) = punched {
+                self.fail(self.on_pages("free the memory of", run)(error));
+            }
+        }
+        self.counters.evicted_pages.add(pages.len() as u64);
+        self.counters.stored_pages.add(pages.len() as u64);
+        self.room.give(pages.len() as u64);
+        if let Some(mut policy) = self.policy() {
+            pages.iter().for_each(|page| policy.evicted(*page));
+        }
+        for page in pages {
+            if self.table.edge(page, PageWord::dropped) == OnDropped::Wanted {
+                self.fault_again(page);
+            }
+        }
+    }
+
+    /// Somebody wanted the page while it left: brings it back for them.
+    pub(super) fn fault_again(self: &Arc<Self>, page: PageIndex) {
+        if let First::Retry(retry) = self.first_pass(page, Source::Direct) {
+            // Refused, it is dropped and has them fault again.
+            drop(self.workers.submit(retry.0, Duration::ZERO));
+        }
+    }
+}

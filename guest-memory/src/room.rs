@@ -1,0 +1,294 @@
+//! How much of guest RAM is in memory, and whether there is room for more: the resident limit.
+//!
+//! Pages are counted before they are installed and after they are gone, so that the RAM file's blocks
+//! are never more than this says. What the store keeps in memory counts, too. The first pass asks
+//! ([`Room::try_take`]) and never waits; the second may ([`Room::take`]).
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::address::PAGE_BYTES;
+use crate::pass::MayWait;
+
+/// No limit.
+const NONE: u64 = u64::MAX;
+/// How long a wait for room looks away at most: should a wake-up ever be lost, it costs this.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Free pages that the evictor keeps below the limit so that faults find room: a 64th of the limit, but
+/// within these bounds.
+const MIN_HEADROOM_PAGES: u64 = 16;
+const MAX_HEADROOM_PAGES: u64 = 512;
+/// The most batches of pages that are on their way to the store at once.
+const MAX_WRITE_BACKS: u64 = 4;
+
+/// The account.
+#[derive(Debug)]
+pub(crate) struct Room {
+    /// In pages.
+    limit: AtomicU64,
+    /// Pages of the RAM file that are, or may be, in memory.
+    used: AtomicU64,
+    /// What the store keeps in memory, in bytes, as of its last change.
+    stored: AtomicU64,
+    /// Nothing can be evicted (the store is full or does not answer): the limit is exceeded rather than
+    /// the guest stopped.
+    stuck: AtomicBool,
+    write_backs: AtomicU64,
+    waiting: Mutex<Waiting>,
+    /// For whoever waits for room.
+    freed: Condvar,
+    /// For the evictor.
+    wanted: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    /// The evictor has something to look at.
+    rung: bool,
+    closed: bool,
+}
+
+/// Why a wait for room ended without it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Closed;
+
+impl Room {
+    /// An empty account; `None` is no limit.
+    pub(crate) fn new(limit_bytes: Option<u64>) -> Self {
+        Self {
+            limit: AtomicU64::new(pages(limit_bytes)),
+            used: AtomicU64::new(0),
+            stored: AtomicU64::new(0),
+            stuck: AtomicBool::new(false),
+            write_backs: AtomicU64::new(0),
+            waiting: Mutex::default(),
+            freed: Condvar::new(),
+            wanted: Condvar::new(),
+        }
+    }
+
+    /// Room for `pages` more, if there is.
+    #[must_use]
+    pub(crate) fn try_take(&self, pages: u64) -> bool {
+        let limit = self.limit.load(Ordering::Relaxed);
+        if limit == NONE {
+            self.used.fetch_add(pages, Ordering::Relaxed);
+            return true;
+        }
+        let limit = if self.stuck.load(Ordering::Relaxed) { NONE } else { limit };
+        let stored = self.stored_pages();
+        let more = |used: u64| {
+            let after = used.checked_add(pages)?;
+            (after + stored <= limit).then_some(after)
+        };
+        let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        if taken.map_or(u64::MAX, |used| used + pages + stored) > self.target() {
+            self.ring();
+        }
+        taken.is_ok()
+    }
+
+    /// Waits until there is room for `pages` more, and takes it.
+    pub(crate) fn take(&self, pages: u64, _: &MayWait) -> Result<(), Closed> {
+        loop {
+            if self.try_take(pages) {
+                return Ok(());
+            }
+            let waiting = self.lock();
+            if waiting.closed {
+                return Err(Closed);
+            }
+            // Between the question and the lock room may have come: look again soon.
+            drop(self.freed.wait_timeout(waiting, LOOK_AGAIN));
+        }
+    }
+
+    /// Takes room whether there is or not: for what is in memory already.
+    pub(crate) fn force(&self, pages: u64) {
+        self.used.fetch_add(pages, Ordering::Relaxed);
+    }
+
+    /// Gives room back.
+    pub(crate) fn give(&self, pages: u64) {
+        self.used.fetch_sub(pages, Ordering::Relaxed);
+        if self.limited() {
+            drop(self.lock());
+            self.freed.notify_all();
+        }
+    }
+
+    /// What the store keeps in memory now.
+    pub(crate) fn set_stored(&self, bytes: u64) {
+        self.stored.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Another limit from now on.
+    pub(crate) fn set_limit(&self, limit_bytes: Option<u64>) {
+        self.limit.store(pages(limit_bytes), Ordering::Relaxed);
+        self.ring();
+        drop(self.lock());
+        self.freed.notify_all();
+    }
+
+    /// Evictions fail, or work again.
+    pub(crate) fn set_stuck(&self, stuck: bool) {
+        if self.stuck.swap(stuck, Ordering::Relaxed) != stuck {
+            drop(self.lock());
+            self.freed.notify_all();
+        }
+    }
+
+    /// Do evictions fail?
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.stuck.load(Ordering::Relaxed)
+    }
+
+    /// Is there a limit?
+    pub(crate) fn limited(&self) -> bool {
+        self.limit.load(Ordering::Relaxed) != NONE
+    }
+
+    /// The limit in bytes.
+    pub(crate) fn limit_bytes(&self) -> Option<u64> {
+        let limit = self.limit.load(Ordering::Relaxed);
+        (limit != NONE).then(|| limit * PAGE_BYTES)
+    }
+
+    /// The limit in pages of the RAM file: without what the store keeps in memory.
+    pub(crate) fn capacity_pages(&self) -> u64 {
+        let limit = self.limit.load(Ordering::Relaxed);
+        limit.saturating_sub(if limit == NONE { 0 } else { self.stored_pages() })
+    }
+
+    /// How many pages have to go so that faults find room.
+    pub(crate) fn excess(&self) -> u64 {
+        let all = self.used.load(Ordering::Relaxed) + self.stored_pages();
+        all.saturating_sub(self.target())
+    }
+
+    /// Is less than a quarter of the limit free? Before, no page need be looked at.
+    pub(crate) fn is_tight(&self) -> bool {
+        let limit = self.limit.load(Ordering::Relaxed);
+        limit != NONE && self.used.load(Ordering::Relaxed) + self.stored_pages() > limit - limit / 4
+    }
+
+    /// Is there so little room that fetching ahead would take it from faults?
+    pub(crate) fn is_tight_for_prefetch(&self) -> bool {
+        self.limited() && self.excess() > 0
+    }
+
+    /// One more write-back may begin, of [`MAX_WRITE_BACKS`] at once.
+    #[must_use]
+    pub(crate) fn begin_write_back(&self) -> bool {
+        let more = |n| (n < MAX_WRITE_BACKS).then_some(n + 1);
+        self.write_backs.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    /// A write-back is over.
+    pub(crate) fn write_back_ended(&self) {
+        self.write_backs.fetch_sub(1, Ordering::Relaxed);
+        if self.excess() > 0 {
+            self.ring();
+        }
+    }
+
+    /// For the evictor: waits until somebody wants something of it, or `limit` is over; false when the
+    /// end has come.
+    pub(crate) fn wait_until_wanted(&self, limit: Option<Duration>) -> bool {
+        let until = limit.map(|limit| Instant::now() + limit);
+        let mut waiting = self.lock();
+        while !waiting.rung && !waiting.closed {
+            let Some(until) = until else {
+                waiting = self.wanted.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let waited = self.wanted.wait_timeout(waiting, left);
+            waiting = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        waiting.rung = false;
+        !waiting.closed
+    }
+
+    /// Has the evictor look.
+    pub(crate) fn ring(&self) {
+        let mut waiting = self.lock();
+        if !waiting.rung {
+            waiting.rung = true;
+            drop(waiting);
+            self.wanted.notify_all();
+        }
+    }
+
+    /// Ends all waits.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+        self.freed.notify_all();
+        self.wanted.notify_all();
+    }
+
+    /// The evictor works when more is in memory than this, in pages.
+    fn target(&self) -> u64 {
+        let limit = self.limit.load(Ordering::Relaxed);
+        if limit == NONE {
+            return NONE;
+        }
+        limit.saturating_sub((limit / 64).clamp(MIN_HEADROOM_PAGES, MAX_HEADROOM_PAGES))
+    }
+
+    fn stored_pages(&self) -> u64 {
+        self.stored.load(Ordering::Relaxed).div_ceil(PAGE_BYTES)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing in here panics with the lock held.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn pages(limit_bytes: Option<u64>) -> u64 {
+    limit_bytes.map_or(NONE, |bytes| bytes / PAGE_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn there_is_room_up_to_the_limit_and_the_store_counts() {
+        let room = Room::new(Some(100 * PAGE_BYTES));
+        assert!(room.try_take(60));
+        room.set_stored(10 * PAGE_BYTES + 1);
+        assert!(room.try_take(29));
+        assert!(!room.try_take(1));
+        assert_eq!((room.excess(), room.capacity_pages()), (100 - 84, 89));
+        room.set_stuck(true);
+        assert!(room.try_take(1));
+        room.set_stuck(false);
+        assert!(!room.try_take(1));
+        room.set_limit(None);
+        assert!(room.try_take(1 << 40));
+        assert_eq!(room.excess(), 0);
+    }
+
+    #[test]
+    fn who_waits_gets_room_when_some_is_given() {
+        let room = Arc::new(Room::new(Some(PAGE_BYTES)));
+        assert!(room.try_take(1));
+        let waiter = std::thread::spawn({
+            let room = Arc::clone(&room);
+            move || room.take(1, &MayWait::second_pass())
+        });
+        assert!(room.wait_until_wanted(None));
+        room.give(1);
+        assert_eq!(waiter.join().unwrap(), Ok(()));
+        room.close();
+        assert_eq!(room.take(1, &MayWait::second_pass()), Err(Closed));
+        assert!(!room.wait_until_wanted(None));
+    }
+}
