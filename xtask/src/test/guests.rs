@@ -11,30 +11,43 @@ use anyhow::{Context, Result};
 use super::libtest::{Counts, Parser};
 use crate::accel::{self, Accel, Force};
 use crate::binaries::Executable;
+use crate::exit::{self, Exit};
 use crate::images::Images;
 use crate::{binaries, child, images, nested, paths};
 
-/// Runs every test of the tests crate.
-pub(super) fn run(force: Force) -> Result<Counts> {
+/// Runs the tests of the tests crate whose names contain `filter`; without one, all.
+pub(super) fn run(force: Force, filter: Option<&str>) -> Result<Counts> {
     let nowait = binaries::nowait()?;
     let images = images::images()?;
     let tests = binaries::guest_tests()?;
-    match accel::choose(force, &nowait)? {
-        Accel::Host => on_host(&nowait, &images, &tests),
-        Accel::Nested => in_nested(&nowait, &images, &tests),
+    let counts = match accel::choose(force, &nowait)? {
+        Accel::Host => on_host(&nowait, &images, &tests, filter)?,
+        Accel::Nested => in_nested(&nowait, &images, &tests, filter)?,
+    };
+    match filter {
+        Some(text) if counts.is_empty() => Err(Exit::error(
+            exit::OPERAND,
+            format!("--guests '{text}': no guest test has this in its name"),
+        )),
+        _ => Ok(counts),
     }
 }
 
 /// Time after which the nested machine with all guest tests is ended.
 const TIMEOUT: Duration = Duration::from_secs(1500);
 
-fn on_host(nowait: &Path, images: &Images, tests: &[Executable]) -> Result<Counts> {
+fn on_host(
+    nowait: &Path,
+    images: &Images,
+    tests: &[Executable],
+    filter: Option<&str>,
+) -> Result<Counts> {
     let mut parser = Parser::default();
     let mut failed = None;
     for test in tests {
         let log = paths::log(&format!("guest-tests-{}", test.name))?;
         let mut command = on_host_command(&test.file, nowait, images)?;
-        let code = child::foreground_logged(command.args(["--color", "never"]), &log)?;
+        let code = child::foreground_logged(command.args(["--color", "never"]).args(filter), &log)?;
         read(&mut parser, &log)?;
         if code != 0 {
             failed = Some(format!("{} ended with exit code {code}", test.name));
@@ -54,9 +67,16 @@ pub(crate) fn on_host_command(program: &Path, nowait: &Path, images: &Images) ->
     Ok(command)
 }
 
-fn in_nested(nowait: &Path, images: &Images, tests: &[Executable]) -> Result<Counts> {
-    let script = "status=0; for test in /tests/*; do \"$test\" --color never || status=$?; done; exit $status";
-    let mut run = nested::Run::new("test", ["sh", "-c", script].map(str::to_owned).to_vec());
+fn in_nested(
+    nowait: &Path,
+    images: &Images,
+    tests: &[Executable],
+    filter: Option<&str>,
+) -> Result<Counts> {
+    const SCRIPT: &str = "status=0; for test in /tests/*; do \
+        \"$test\" --color never \"$@\" || status=$?; done; exit $status";
+    let words = ["sh", "-c", SCRIPT, "tests"].into_iter().chain(filter);
+    let mut run = nested::Run::new("test", words.map(str::to_owned).collect());
     run.timeout = TIMEOUT;
     run.hold.add(nowait, "bin/nowait");
     run.hold.images(images);

@@ -37,6 +37,11 @@ impl Counts {
         }
     }
 
+    /// Whether there was no test at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.passed + self.failed + self.skipped == 0
+    }
+
     /// The line that sums up.
     pub(crate) fn line(&self) -> String {
         format!("{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)

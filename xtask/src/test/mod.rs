@@ -20,6 +20,9 @@ use libtest::Counts;
 pub(crate) struct Options {
     #[command(flatten)]
     force: Force,
+    /// Only the guest tests whose names contain TEXT, and nothing else
+    #[arg(long, value_name = "TEXT")]
+    guests: Option<String>,
 }
 
 /// What has been counted so far.
@@ -82,9 +85,14 @@ impl Summary {
     }
 }
 
-/// Runs everything; the exit code.
+/// Runs everything, or the guest tests that were asked for; the exit code.
 pub(crate) fn test(options: &Options) -> Result<u8> {
     let mut summary = Summary::default();
+    if let Some(filter) = &options.guests {
+        setup::setup()?;
+        summary.tests("guest tests", || guests::run(options.force, Some(filter)))?;
+        return Ok(summary.finish());
+    }
     summary.check("setup", |_| {
         setup::setup()?;
         tools::cargo_deny().map(drop)
@@ -106,7 +114,7 @@ pub(crate) fn test(options: &Options) -> Result<u8> {
     })?;
     summary.check("tidy", |_| tidy::check())?;
     summary.tests("unit tests", unit_tests)?;
-    summary.tests("guest tests", || guests::run(options.force))?;
+    summary.tests("guest tests", || guests::run(options.force, None))?;
     Ok(summary.finish())
 }
 
