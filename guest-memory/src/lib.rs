@@ -45,5 +45,8 @@ pub use pass::{MayWait, NoWait};
 pub use ram::{GuestRam, GuestSlot, OnMapped, RamError, make_present};
 pub use stats::{LATENCY_BOUNDS_US, LatencyBuckets, PagerStats};
 pub use stores::{StoreSpec, StoreSpecError};
+// For the benchmarks.
+#[doc(hidden)]
+pub use policy::simulate;
 pub use sys::UserfaultError;
 pub use waiters::{PageEnd, Sleeper, Waiter, Wake, Woken};

@@ -6,8 +6,9 @@
 //!                                        ^     (age: Ageing)    |     (victims: Leaving)
 //!                                        +-------- touched -----+
 //!
-//!             small queue: fresh pages, and pages long gone     touched, or a recent ghost: to main
-//!             main queue:  each touch heats the page; a heated idle page is passed over
+//!   small queue: fresh pages, and pages long gone; touched, or back soon: to the main queue
+//!   main queue:  each touch heats the page, up to 3; a mapped page skips as many rounds of ageing,
+//!                an idle page is passed over as many times and cools down by one each time
 //! ```
 //!
 //! An access to a Mapped page is not seen. The pager unmaps the pages that have been mapped for
@@ -33,10 +34,15 @@
 //!
 //! Pure: no clock, no lock, no system call but the table's mapping.
 
+#[cfg(test)]
+mod hit_ratios;
 mod lists;
 mod neighbours;
+pub mod simulate;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod traces;
 mod tuning;
 mod word;
 
@@ -92,8 +98,9 @@ pub(crate) struct Policy {
     lists: Lists,
     tuning: Tuning,
     capacity: u32,
-    /// Pages in flight as Ageing and Leaving.
+    /// Pages in flight as Ageing.
     ageing: u32,
+    /// Pages in flight as Leaving.
     leaving: u32,
     ghosts: u32,
     batch: Batch,
@@ -113,6 +120,10 @@ impl Policy {
         Self::with_tuning(pages, capacity, Tuning::default())
     }
 
+    /// As [`Policy::new`], with other shares.
+    ///
+    /// # Errors
+    /// As [`Policy::new`].
     pub(crate) fn with_tuning(pages: u32, capacity: u32, tuning: Tuning) -> io::Result<Self> {
         Ok(Self {
             lists: Lists::new(pages)?,
@@ -173,8 +184,7 @@ impl Policy {
                     Queue::Small => 0,
                     Queue::Main => (word.heat() + 1).min(MAX_HEAT),
                 };
-                let skip = heat.min(self.tuning.max_skip);
-                self.place(page, Word::resident(Place::Mapped, Queue::Main, heat, skip));
+                self.place(page, Word::resident(Place::Mapped, Queue::Main, heat, heat));
             }
         }
     }
@@ -209,7 +219,7 @@ impl Policy {
                 return;
             }
             let small_is_large =
-                self.mapped(Queue::Small) > self.tuning.mapped_small(self.capacity);
+                self.mapped(Queue::Small) > self.tuning.small_mapped(self.capacity);
             let queue = if small_is_large || self.mapped(Queue::Main) == 0 {
                 Queue::Small
             } else {
@@ -291,7 +301,7 @@ impl Policy {
         if word.place() == Place::Leaving {
             let ghost = Ghost { batch: word.flight_batch(), clock: self.clock() };
             self.evictions += 1;
-            self.place(page, Word::ghost(ghost, word.heat()));
+            self.place(page, Word::ghost(ghost));
         }
     }
 

@@ -1,13 +1,13 @@
 //! What the policy knows of one page, packed into one word.
 //!
-//! | bits    | in a list (Mapped, Idle) | in flight (Ageing, Leaving) | Out             |
-//! |---------|--------------------------|-----------------------------|-----------------|
-//! | 0..=2   | place: 2 Mapped, 4 Idle  | 3 Ageing, 5 Leaving         | 0; 1 with ghost |
-//! | 3       | queue: 0 small, 1 main   | the same                    | 0               |
-//! | 4..=5   | heat                     | the same                    | the same        |
-//! | 6..=7   | rounds to skip           | 0                           | 0               |
-//! | 8..=35  | page before, plus 1      | 0                           | 8..=31: batch   |
-//! | 36..=63 | page behind, plus 1      | batch (Leaving), 24 bits    | 32..=63: clock  |
+//! | bits    | in a list (Mapped, Idle) | in flight (Ageing, Leaving) | out of memory          |
+//! |---------|--------------------------|-----------------------------|------------------------|
+//! | 0..=2   | place: 2 Mapped, 4 Idle  | 3 Ageing, 5 Leaving         | 0 Out, 1 Ghost         |
+//! | 3       | queue: 0 small, 1 main   | the same                    | 0                      |
+//! | 4..=5   | heat                     | the same                    | 0                      |
+//! | 6..=7   | rounds to skip (Mapped)  | 0                           | 0                      |
+//! | 8..=35  | page before, plus 1      | 0                           | 8..=31: batch (Ghost)  |
+//! | 36..=63 | page behind, plus 1      | 36..=59: batch (Leaving)    | 32..=63: clock (Ghost) |
 //!
 //! The zero word is a page that the policy has never heard of, so that a table of such pages costs no
 //! memory. 28 bits of page number are a guest of 1 TiB.
@@ -110,9 +110,8 @@ impl Word {
     pub(super) const OUT: Self = Self(0);
 
     /// A page out of memory whose eviction is remembered.
-    pub(super) const fn ghost(ghost: Ghost, heat: u8) -> Self {
+    pub(super) const fn ghost(ghost: Ghost) -> Self {
         let word = PLACE.set(0, 1);
-        let word = HEAT.set(word, heat as u64);
         let word = GHOST_BATCH.set(word, ghost.batch.0 as u64);
         Self(GHOST_CLOCK.set(word, ghost.clock as u64))
     }
@@ -132,10 +131,12 @@ impl Word {
         if MAIN.of(self.0) == 0 { Queue::Small } else { Queue::Main }
     }
 
+    /// How many passes the page has left before it is evicted.
     pub(super) const fn heat(self) -> u8 {
         HEAT.of(self.0) as u8
     }
 
+    /// How many rounds the page stays mapped without being looked at.
     pub(super) const fn skip(self) -> u8 {
         SKIP.of(self.0) as u8
     }
