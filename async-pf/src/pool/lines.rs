@@ -4,8 +4,8 @@
 //! ```text
 //!            turn   medium 0     medium 1
 //!   lane 2     7    a -> d       c            the lane with the lowest turn and a job for a medium
-//!   lane 0     8                 b -> e       that has room is next; then it goes to the end:
-//!   lane 5     9    f                         it gets a turn higher than all others
+//!   lane 0     8                 b -> e       that has room is next, with the oldest of these jobs;
+//!   lane 5     9    f                         then it gets a turn higher than all others
 //! ```
 //!
 //! A lane that comes to have work gets the highest turn. So between two jobs of a lane at most
@@ -21,18 +21,22 @@ use super::{Lane, Medium};
 pub(super) struct Links {
     prev: u32,
     next: u32,
+    /// Counts the jobs as they came to stand in a line; those put back to the front count down.
+    arrival: i64,
 }
 
 impl Default for Links {
     fn default() -> Self {
-        Self { prev: NIL, next: NIL }
+        Self { prev: NIL, next: NIL, arrival: 0 }
     }
 }
 
 /// A job that can stand in a line.
 pub(super) trait Linked {
     /// Where it stands.
-    fn links(&mut self) -> &mut Links;
+    fn links(&self) -> &Links;
+    /// The same, to change it.
+    fn links_mut(&mut self) -> &mut Links;
 }
 
 /// The jobs of one lane for one medium.
@@ -60,22 +64,34 @@ pub(super) struct Lines {
     /// By medium: the lanes that have a job for it, by turn.
     order: Box<[BTreeMap<u64, Lane>]>,
     next_turn: u64,
+    /// The next arrival at the end of a line, and the next one at the front.
+    arrivals: (i64, i64),
 }
 
 impl Lines {
     pub(super) fn new(media: u8) -> Self {
         let order = (0..media).map(|_| BTreeMap::new()).collect();
-        Self { lanes: HashMap::new(), order, next_turn: 0 }
+        Self { lanes: HashMap::new(), order, next_turn: 0, arrivals: (0, -1) }
     }
 
     /// The job that is next of those whose medium is `open`: its lane and medium.
-    pub(super) fn next(&self, open: impl Fn(Medium) -> bool) -> Option<(Lane, Medium)> {
+    pub(super) fn next<T: Linked>(
+        &self,
+        slab: &Slab<T>,
+        open: impl Fn(Medium) -> bool,
+    ) -> Option<(Lane, Medium)> {
         let first = |(number, lanes): (u8, &BTreeMap<u64, Lane>)| {
-            let (turn, lane) = lanes.first_key_value()?;
-            open(Medium(number)).then_some((*turn, *lane, Medium(number)))
+            let (&turn, &lane) = lanes.first_key_value()?;
+            let medium = Medium(number);
+            open(medium).then(|| (turn, self.first_arrival(slab, lane, medium), lane, medium))
         };
-        let best = (0..).zip(&self.order).filter_map(first).min_by_key(|(turn, ..)| *turn)?;
-        Some((best.1, best.2))
+        let (.., lane, medium) = (0..).zip(&self.order).filter_map(first).min()?;
+        Some((lane, medium))
+    }
+
+    fn first_arrival<T: Linked>(&self, slab: &Slab<T>, lane: Lane, medium: Medium) -> Option<i64> {
+        let head = self.lanes.get(&lane)?.lines[usize::from(medium.0)].head;
+        Some(slab.get(head)?.links().arrival)
     }
 
     /// Takes the first job of a line that has one; the lane has had its turn.
@@ -102,14 +118,16 @@ impl Lines {
         lane: Lane,
         medium: Medium,
     ) {
+        let arrival = self.arrivals.0;
+        self.arrivals.0 += 1;
         let line = self.enter(lane, medium);
         let last = std::mem::replace(&mut line.tail, number);
         if last == NIL {
             line.head = number;
         }
-        set(slab, number, Links { prev: last, next: NIL });
+        set(slab, number, Links { prev: last, next: NIL, arrival });
         if let Some(node) = slab.get_mut(last) {
-            node.links().next = number;
+            node.links_mut().next = number;
         }
     }
 
@@ -121,14 +139,16 @@ impl Lines {
         lane: Lane,
         medium: Medium,
     ) {
+        let arrival = self.arrivals.1;
+        self.arrivals.1 -= 1;
         let line = self.enter(lane, medium);
         let first = std::mem::replace(&mut line.head, number);
         if first == NIL {
             line.tail = number;
         }
-        set(slab, number, Links { prev: NIL, next: first });
+        set(slab, number, Links { prev: NIL, next: first, arrival });
         if let Some(node) = slab.get_mut(first) {
-            node.links().prev = number;
+            node.links_mut().prev = number;
         }
     }
 
@@ -140,17 +160,17 @@ impl Lines {
         lane: Lane,
         medium: Medium,
     ) {
-        let Some(Links { prev, next }) = slab.get_mut(number).map(|node| *node.links()) else {
+        let Some(Links { prev, next, .. }) = slab.get(number).map(|node| *node.links()) else {
             return;
         };
         let Some(state) = self.lanes.get_mut(&lane) else { return };
         let line = &mut state.lines[usize::from(medium.0)];
         match slab.get_mut(prev) {
-            Some(node) => node.links().next = next,
+            Some(node) => node.links_mut().next = next,
             None => line.head = next,
         }
         match slab.get_mut(next) {
-            Some(node) => node.links().prev = prev,
+            Some(node) => node.links_mut().prev = prev,
             None => line.tail = prev,
         }
         state.jobs -= 1;
@@ -194,6 +214,6 @@ impl Lines {
 
 fn set<T: Linked>(slab: &mut Slab<T>, number: u32, links: Links) {
     if let Some(node) = slab.get_mut(number) {
-        *node.links() = links;
+        *node.links_mut() = links;
     }
 }

@@ -17,6 +17,9 @@ use super::slab::Slab;
 use super::stats::Tally;
 use super::{Class, Key, Lane, PoolConfig, Promoted, Rejected, Ticket, Why};
 
+#[cfg(test)]
+mod tests;
+
 /// Names a job: they are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct JobId(u64);
@@ -51,7 +54,11 @@ struct Node<J> {
 }
 
 impl<J> Linked for Node<J> {
-    fn links(&mut self) -> &mut Links {
+    fn links(&self) -> &Links {
+        &self.links
+    }
+
+    fn links_mut(&mut self) -> &mut Links {
         &mut self.links
     }
 }
@@ -141,10 +148,9 @@ impl<J> Queue<J> {
         if self.running.all_busy() {
             return None;
         }
-        let running = &self.running;
         let (class, (lane, medium)) = Class::ALL.into_iter().find_map(|class| {
-            let next = self.lines[class.index()].next(|medium| running.admits(class, medium));
-            Some((class, next?))
+            let open = |medium| self.running.admits(class, medium);
+            Some((class, self.lines[class.index()].next(&self.slab, open)?))
         })?;
         let number = self.lines[class.index()].serve(&mut self.slab, lane, medium)?;
         let Node { job, id, ticket, ready, .. } = self.forget(number)?;

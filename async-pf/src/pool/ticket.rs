@@ -35,8 +35,8 @@ pub struct Lane(pub u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Medium(pub u8);
 
-/// Finds a job that has not begun ([`Pool::promote`](super::Pool::promote)). Of several waiting
-/// jobs with one key the latest is found.
+/// Finds a job that has not begun ([`Pool::promote`](super::Pool::promote)). Keys of jobs that wait
+/// at the same time should differ: of several with one key only the latest is ever found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key(pub u64);
 
