@@ -113,6 +113,14 @@ pub enum OpenError {
         "cannot create the store's memory file: {0}; raise the file limit (ulimit -n) or free memory"
     )]
     MemoryFile(#[source] io::Error),
+    /// No addresses for the compressed tier.
+    #[error("cannot reserve {bytes} bytes for the lz4 store: {source}; use a smaller one")]
+    Addresses {
+        /// The budget.
+        bytes: u64,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// Part of the grammar, but not there yet.
     #[error("the store {0} cannot be opened by this version")]
     NotYet(String),

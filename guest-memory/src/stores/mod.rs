@@ -27,6 +27,7 @@ mod slots;
 mod spec;
 #[doc(hidden)]
 pub mod testing;
+mod tiered;
 
 use std::fmt;
 use std::time::Duration;

@@ -6,6 +6,7 @@ use super::delay::Delay;
 use super::fail::Fail;
 use super::memory::Memory;
 use super::same::Same;
+use super::tiered::Tiered;
 use super::{LayerSpec, Store, StoreError, StoreSpec};
 
 /// Sets the store up, empty.
@@ -31,7 +32,8 @@ fn open_layer(
         LayerSpec::Memory { size_bytes } => Arc::new(Memory::new(*size_bytes)?),
         LayerSpec::Delay(spec) => Arc::new(Delay::new(something(), *spec)),
         LayerSpec::Fail(spec) => Arc::new(Fail::new(something(), *spec)),
-        LayerSpec::Lz4 { .. } | LayerSpec::File(_) | LayerSpec::Nbd(_) => {
+        LayerSpec::Lz4 { budget_bytes } => Arc::new(Tiered::new(*budget_bytes, behind)?),
+        LayerSpec::File(_) | LayerSpec::Nbd(_) => {
             return Err(super::OpenError::NotYet(layer.to_string()).into());
         }
     })

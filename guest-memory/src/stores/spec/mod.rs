@@ -39,7 +39,7 @@ pub use parse::StoreSpecError;
 /// The smallest budget of the compressed tier, in bytes.
 pub(crate) const MIN_LZ4_BYTES: u64 = 256 << 10;
 /// The largest one.
-pub(crate) const MAX_LZ4_BYTES: u64 = 1 << 40;
+pub(crate) const MAX_LZ4_BYTES: u64 = 256 << 30;
 
 /// Which stores to use: one layer or more, of which only the last one keeps pages for good.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
