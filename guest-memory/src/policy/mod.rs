@@ -83,7 +83,7 @@ pub(crate) struct Counts {
     pub(crate) small: u32,
     /// Pages out of memory whose eviction is remembered.
     pub(crate) ghosts: u32,
-    /// Pages that came back from the store.
+    /// Pages that came back from the store because somebody needed them.
     pub(crate) refaults: u64,
     /// Of these: pages that had been evicted so recently that a better choice would have kept them.
     pub(crate) recent_refaults: u64,
@@ -180,24 +180,24 @@ impl Policy {
             Place::Mapped => {}
             Place::Ageing | Place::Idle | Place::Leaving => {
                 self.idle_touches += 1;
-                let heat = match word.queue() {
-                    Queue::Small => 0,
-                    Queue::Main => (word.heat() + 1).min(MAX_HEAT),
-                };
-                self.place(page, Word::resident(Place::Mapped, Queue::Main, heat, heat));
+                self.place(page, after_touch(word));
             }
         }
     }
 
     fn enter(&mut self, page: PageIndex, word: Word, entry: Entry) {
-        self.refaults += u64::from(entry != Entry::Fresh);
-        let recent = entry != Entry::Fresh && self.is_recent(word);
-        self.recent_refaults += u64::from(recent);
+        let recent = self.is_recent(word);
         let word = match entry {
-            Entry::Prefetched => Word::resident(Place::Idle, Queue::Small, 0, 0),
-            _ if recent => Word::resident(Place::Mapped, Queue::Main, 0, 0),
-            _ => Word::resident(Place::Mapped, Queue::Small, 0, 0),
+            Entry::Fresh => Word::resident(Place::Mapped, Queue::Small, 0, 0),
+            Entry::Prefetched if recent => Word::resident(Place::Idle, Queue::Small, 0, 0),
+            Entry::Prefetched => Word::prefetched(),
+            Entry::Refault if recent => Word::resident(Place::Mapped, Queue::Main, 0, 0),
+            Entry::Refault => Word::resident(Place::Mapped, Queue::Small, 0, 0),
         };
+        if entry == Entry::Refault {
+            self.refaults += 1;
+            self.recent_refaults += u64::from(recent);
+        }
         self.place(page, word);
     }
 
@@ -277,7 +277,7 @@ impl Policy {
                 self.place(page, Word::resident(Place::Idle, queue, word.heat() - 1, 0));
                 continue;
             }
-            let word = Word::resident(Place::Leaving, queue, word.heat(), 0);
+            let word = Word::resident(Place::Leaving, queue, word.heat(), word.skip());
             self.place(page, word.with_flight_batch(self.batch));
             pages.push(page);
             taken += 1;
@@ -309,7 +309,7 @@ impl Policy {
     pub(crate) fn kept(&mut self, page: PageIndex) {
         let word = self.lists.word(page);
         if word.place() == Place::Leaving {
-            self.place(page, Word::resident(Place::Idle, word.queue(), word.heat(), 0));
+            self.place(page, Word::resident(Place::Idle, word.queue(), word.heat(), word.skip()));
         }
     }
 
@@ -343,4 +343,15 @@ impl Policy {
         };
         *counter = step(*counter, 1);
     }
+}
+
+/// An idle page, in flight or not, was accessed: it is proven, except that the first access to a
+/// prefetched page proves no more than that the prefetch was good.
+fn after_touch(word: Word) -> Word {
+    let (queue, heat) = match word.queue() {
+        Queue::Small if word.is_prefetched() => (Queue::Small, 0),
+        Queue::Small => (Queue::Main, 0),
+        Queue::Main => (Queue::Main, (word.heat() + 1).min(MAX_HEAT)),
+    };
+    Word::resident(Place::Mapped, queue, heat, heat)
 }

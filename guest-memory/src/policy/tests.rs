@@ -218,6 +218,28 @@ fn a_page_that_comes_back_soon_was_evicted_too_early() {
 }
 
 #[test]
+fn the_first_access_to_a_prefetched_page_does_not_prove_it() {
+    let mut policy = full(100);
+    policy.entered(PageIndex(500), Entry::Prefetched);
+    policy.touched(PageIndex(500));
+    assert_eq!(policy.counts().small, 101);
+    policy.entered(PageIndex(501), Entry::Prefetched);
+    let mut pages = Vec::new();
+    policy.victims(1, &mut pages);
+    policy.kept(PageIndex(501));
+    policy.touched(PageIndex(501));
+    assert_eq!(pages, [PageIndex(501)]);
+    assert_eq!(policy.counts().small, 102);
+    // One that was evicted a moment ago has been proven by coming back.
+    let out = age(&mut policy, 1)[0];
+    assert_eq!(evict(&mut policy, 1), [out]);
+    policy.entered(out, Entry::Prefetched);
+    policy.touched(out);
+    assert_eq!(policy.counts().small, 101);
+    assert_eq!(policy.counts().refaults, 0);
+}
+
+#[test]
 fn neighbours_are_pages_of_the_same_batch() {
     let mut policy = full(100);
     age(&mut policy, 10);

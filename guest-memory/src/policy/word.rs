@@ -5,7 +5,8 @@
 //! | 0..=2   | place: 2 Mapped, 4 Idle  | 3 Ageing, 5 Leaving         | 0 Out, 1 Ghost         |
 //! | 3       | queue: 0 small, 1 main   | the same                    | 0                      |
 //! | 4..=5   | heat                     | the same                    | 0                      |
-//! | 6..=7   | rounds to skip (Mapped)  | 0                           | 0                      |
+//! | 6..=7   | Mapped: rounds to skip   | 0                           | 0                      |
+//! |         | Idle: 1 is prefetched    | Leaving: as Idle            |                        |
 //! | 8..=35  | page before, plus 1      | 0                           | 8..=31: batch (Ghost)  |
 //! | 36..=63 | page behind, plus 1      | 36..=59: batch (Leaving)    | 32..=63: clock (Ghost) |
 //!
@@ -136,15 +137,28 @@ impl Word {
         HEAT.of(self.0) as u8
     }
 
-    /// How many rounds the page stays mapped without being looked at.
+    /// How many rounds a Mapped page stays so without being looked at; 1 also for an Idle or Leaving
+    /// page that was prefetched.
     pub(super) const fn skip(self) -> u8 {
         SKIP.of(self.0) as u8
     }
 
+    /// A page that was prefetched, and that nobody has accessed yet.
+    pub(super) const fn prefetched() -> Self {
+        Self::resident(Place::Idle, Queue::Small, 0, 1)
+    }
+
+    /// Whether nobody has accessed the page since it was prefetched.
+    pub(super) const fn is_prefetched(self) -> bool {
+        matches!(self.place(), Place::Idle | Place::Leaving) && self.skip() > 0
+    }
+
+    /// The page before it in its list.
     pub(super) const fn prev(self) -> Option<PageIndex> {
         link(PREV.of(self.0))
     }
 
+    /// The page behind it in its list.
     pub(super) const fn next(self) -> Option<PageIndex> {
         link(NEXT.of(self.0))
     }
