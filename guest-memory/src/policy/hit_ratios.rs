@@ -4,6 +4,7 @@
 
 use std::num::NonZeroU32;
 
+use super::Tuning;
 use super::simulate::{Outcome, Run};
 use super::traces;
 
@@ -33,6 +34,9 @@ fn row(name: &str, trace: &[u32], percent: u32) -> Row {
         ours.hit_ratio() / optimum,
         ours.idle_fault_ratio(),
     );
+    let misses = ours.accesses - ours.hits;
+    let idle_part = u64::from(Tuning::default().idle(run.capacity.get()));
+    assert!(ours.idle_faults <= 2 * misses + idle_part, "too many idle faults");
     Row { ours, fifo, clock, optimum }
 }
 
@@ -116,9 +120,13 @@ fn a_loop_that_does_not_fit() {
 
 #[test]
 fn memory_that_holds_everything_has_no_idle_faults() {
-    let row = row("loop that fits", &traces::cycle(traces::PAGES / 6), 25);
-    assert_eq!(row.ours(), 1.0);
-    assert_eq!(row.ours.idle_faults, 0);
+    for (name, pages) in
+        [("loop that fits", traces::PAGES / 6), ("loop that just fits", traces::PAGES / 4)]
+    {
+        let row = row(name, &traces::cycle(pages), 25);
+        assert_eq!(row.ours(), 1.0);
+        assert_eq!(row.ours.idle_faults, 0);
+    }
 }
 
 /// The references against hand-made traces and each other.

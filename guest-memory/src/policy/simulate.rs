@@ -68,7 +68,7 @@ impl Run<'_> {
         outcome
     }
 
-    /// Our policy, evicting up to `batch` pages (at least 1) at a time and ageing twice as many.
+    /// Our policy, evicting and ageing up to `batch` pages (at least 1) at a time.
     ///
     /// # Errors
     /// When there is no memory for the policy's table, or a page number is too large for it.
@@ -147,32 +147,33 @@ impl Pager {
     fn access(&mut self, page: u32, capacity: u32) -> Access {
         let index = PageIndex(page);
         match self.state[page as usize] {
-            Residence::Mapped => Access::Hit,
-            Residence::Idle => {
-                self.policy.touched(index);
-                self.state[page as usize] = Residence::Mapped;
-                Access::IdleFault
-            }
+            Residence::Mapped => return Access::Hit,
+            Residence::Idle => self.policy.touched(index),
             Residence::Out => {
                 while self.resident >= capacity {
-                    self.make_room();
+                    self.evict();
+                    self.age();
                 }
                 self.policy.entered(index, Entry::Refault);
-                self.state[page as usize] = Residence::Mapped;
                 self.resident += 1;
-                Access::Miss
             }
         }
+        let before = std::mem::replace(&mut self.state[page as usize], Residence::Mapped);
+        // The evictor thread never sleeps.
+        self.age();
+        if before == Residence::Idle { Access::IdleFault } else { Access::Miss }
     }
 
-    /// One round of the evictor thread.
-    fn make_room(&mut self) {
+    fn age(&mut self) {
         self.pages.clear();
-        self.policy.age(self.batch * 2, &mut self.pages);
+        self.policy.age(self.batch, &mut self.pages);
         for page in &self.pages {
             self.state[page.0 as usize] = Residence::Idle;
             self.policy.aged(*page);
         }
+    }
+
+    fn evict(&mut self) {
         self.pages.clear();
         self.policy.victims(self.batch, &mut self.pages);
         for page in &self.pages {
