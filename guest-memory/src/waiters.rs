@@ -81,9 +81,11 @@ impl Waiters {
 pub enum Woken {
     /// Its page is settled.
     Page(PageEnd),
-    /// Somebody interrupted it; the page is still on its way, and its end will be ignored.
+    /// Somebody interrupted it; the page is still on its way.
     Interrupted,
-    /// The time is over; likewise.
+    /// It is closed: nobody is to wait any more.
+    Closed,
+    /// The time is over; the page is still on its way.
     TimedOut,
 }
 
@@ -100,6 +102,7 @@ struct SleeperState {
     token: u64,
     end: Option<PageEnd>,
     interrupted: bool,
+    closed: bool,
 }
 
 impl Sleeper {
@@ -123,6 +126,9 @@ impl Sleeper {
             if let Some(end) = state.end {
                 return Woken::Page(end);
             }
+            if state.closed {
+                return Woken::Closed;
+            }
             if std::mem::take(&mut state.interrupted) {
                 return Woken::Interrupted;
             }
@@ -145,9 +151,10 @@ impl Sleeper {
         self.changed.notify_all();
     }
 
-    /// Forgets an interrupt that no wait has taken.
-    pub fn clear_interrupt(&self) {
-        self.lock().interrupted = false;
+    /// Ends this wait and all later ones.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, SleeperState> {

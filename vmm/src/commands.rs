@@ -23,7 +23,7 @@ enum Command {
     /// Launch a guest whose RAM is demand-paged
     Run(Box<RunArgs>),
     /// Measure how long a guest's processors stall under paging, and print a table
-    Stall(stall::StallArgs),
+    Stall(Box<stall::StallArgs>),
     /// Check what this host can do, and say how to mend what it cannot
     Doctor(doctor::Args),
     /// Run the probe guest (for `doctor`, in a process of its own)
@@ -48,7 +48,7 @@ pub fn main() -> u8 {
     };
     match cli.command {
         Command::Run(args) => run(*args),
-        Command::Stall(args) => stall::main(args),
+        Command::Stall(args) => stall::main(*args),
         Command::Doctor(args) => doctor::main(args),
         Command::Probe => probe::main_hidden(),
     }

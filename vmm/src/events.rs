@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use guest_memory::Pager;
+use guest_memory::{Health, Pager};
 use nowait_wire::agent::{Report, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
@@ -55,6 +55,7 @@ pub(crate) struct Events {
     messages: Receiver<Message>,
     message_event: EventFd,
     report: Option<Box<dyn Write>>,
+    health: Health,
 }
 
 impl Events {
@@ -87,6 +88,7 @@ impl Events {
             messages,
             message_event,
             report: input.report,
+            health: Health::default(),
         })
     }
 
@@ -108,6 +110,7 @@ impl Events {
             if let Some(error) = pager.failure() {
                 return Ok(failure(&error.to_string()));
             }
+            self.watch_health(threads, pager);
             // Reports first: the guest may have powered off right after its last one.
             if let Some(reason) = self.take_messages() {
                 return Ok(reason);
@@ -123,6 +126,33 @@ impl Events {
         }
     }
 
+    /// A store that does not answer pauses the guest, which goes on when it does again.
+    fn watch_health(&mut self, threads: &VcpuThreads, pager: &Pager) {
+        if pager.event().read().is_err() {
+            return;
+        }
+        let (before, now) = (std::mem::take(&mut self.health), pager.health());
+        match (&before.reads, &now.reads) {
+            (None, Some(why)) => {
+                threads.pause();
+                say(&format!("the guest is paused until its store answers again: {why}"));
+            }
+            (Some(_), None) => {
+                say("the store answers again: the guest goes on");
+                threads.resume();
+            }
+            _ => {}
+        }
+        match (&before.writes, &now.writes) {
+            (None, Some(why)) => {
+                say(&format!("pages cannot be evicted, the resident limit may be exceeded: {why}"));
+            }
+            (Some(_), None) => say("pages can be evicted again"),
+            _ => {}
+        }
+        self.health = now;
+    }
+
     /// Ends the conversation: from here on nobody waits for this loop. Returns how many requests were
     /// never sent.
     pub(crate) fn close(self) -> usize {
@@ -135,7 +165,7 @@ impl Events {
             PollFd::new(&self.signals.wake, PollFlags::IN),
             PollFd::from_borrowed_fd(fd::borrow(exits), PollFlags::IN),
             PollFd::from_borrowed_fd(fd::borrow(&self.message_event), PollFlags::IN),
-            PollFd::from_borrowed_fd(fd::borrow(pager.failure_event()), PollFlags::IN),
+            PollFd::from_borrowed_fd(fd::borrow(pager.event()), PollFlags::IN),
         ];
         let others = fds.len();
         let backlog = !self.typed.is_empty() || !self.unsent.is_empty();
@@ -211,6 +241,11 @@ impl Events {
         let taken = self.bus.agent.send(&self.unsent);
         self.unsent.drain(..taken);
     }
+}
+
+/// One line for whoever watches; the terminal may be raw.
+fn say(message: &str) {
+    let _ = write!(io::stderr(), "nowait: {message}\r\n");
 }
 
 fn failure(message: &str) -> ExitReason {

@@ -12,6 +12,7 @@ pub mod exit;
 pub mod kvm;
 pub mod machine;
 pub mod output;
+pub mod paging;
 pub mod probe;
 pub mod sigbus;
 pub mod size;

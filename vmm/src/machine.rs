@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
-use guest_memory::{GuestRam, LayoutError, Pager, PagerConfig, PagerError, RamError, RamLayout};
+use guest_memory::{
+    GuestRam, LayoutError, Pager, PagerConfig, PagerError, RamError, RamLayout, Workers,
+};
 use kvm_ioctls::VmFd;
 use serde::Serialize;
 use vmm_sys_util::eventfd::EventFd;
@@ -28,9 +30,10 @@ use crate::exit::{self, ExitReason};
 use crate::kvm::prefault::Prefault;
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::{self, KvmError, cpuid};
+use crate::paging::{Crew, FaultSource, WorkerStats};
 use crate::size;
 use crate::spec::{ConsoleKind, Spec};
-use crate::threads::VcpuThreads;
+use crate::threads::{Paging, VcpuThreads};
 
 /// Why a guest could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +114,10 @@ pub struct Outcome {
     /// Pages that were put into KVM's page tables before the guest touched them; `None` where KVM
     /// cannot do it (Linux before 6.11).
     pub pages_mapped_ahead: Option<u64>,
+    /// How faults came to the pager.
+    pub fault_source: FaultSource,
+    /// What the workers did.
+    pub workers: WorkerStats,
     /// What the pager did.
     pub pager: guest_memory::PagerStats,
 }
@@ -136,6 +143,7 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     bus: Arc<Bus>,
     pager: Arc<Pager>,
+    crew: Arc<Crew>,
     prefault: Option<Prefault>,
     messages: Receiver<agent::Message>,
     message_event: EventFd,
@@ -152,6 +160,10 @@ impl Machine {
         let layout = RamLayout::new(spec.memory_bytes)?;
         check_width(&layout, spec.memory_bytes, cpuid::physical_address_bits(&supported))?;
         let vm = kvm::create_vm(&kvm, spec.cpus)?;
+        let markers = spec.fault_source == FaultSource::Marker;
+        if markers {
+            kvm::prepare_markers(&vm)?;
+        }
 
         let mut ram = GuestRam::new(&layout)?;
         let memory = ram.loader();
@@ -175,11 +187,17 @@ impl Machine {
         if let Some(ahead) = prefault.as_ref().map(Prefault::ahead) {
             ram.on_mapped(Box::new(move |gpa, bytes| ahead.mapped(gpa, bytes)));
         }
-        let pager = Arc::new(ram.start(PagerConfig {
-            store: spec.store,
+        let crew = Crew::new().map_err(MachineError::host("make the worker pool"))?;
+        let config = PagerConfig {
+            store: spec.store.clone(),
             fault_around_bytes: spec.fault_around_bytes,
             populate: spec.populate,
-        })?);
+            resident_limit_bytes: spec.resident_limit_bytes,
+            markers,
+            prefetch: spec.prefetch,
+        };
+        let workers: Arc<dyn Workers> = Arc::<Crew>::clone(&crew);
+        let pager = Arc::new(ram.start(&config, workers)?);
         if let Some(prefault) = &prefault {
             prefault.flush();
         }
@@ -195,7 +213,7 @@ impl Machine {
         let agent = uart(&vm, ports::COM2_IRQ, Box::new(LineSink::new(sink, wake)))?;
         let power = Power::new(spec.debug_exit);
         let bus = Arc::new(Bus::new(console, agent, power, Arc::clone(&pager)));
-        Ok(Self { spec, _vm: vm, vcpus, bus, pager, prefault, messages, message_event })
+        Ok(Self { spec, _vm: vm, vcpus, bus, pager, crew, prefault, messages, message_event })
     }
 
     /// Runs the guest to its end. Reports of the agent go to `report` as they come.
@@ -218,16 +236,16 @@ impl Machine {
         let mut events =
             Events::new(input, signals, Arc::clone(&self.bus), self.messages, self.message_event)?;
         let started = Instant::now();
-        let threads = VcpuThreads::start(self.vcpus, &self.bus, &exits)?;
+        let paging = Paging { pager: Arc::clone(&pager), source: spec.fault_source };
+        let threads = VcpuThreads::start(self.vcpus, &self.bus, &paging, &exits)?;
         let reason = events.wait(&threads, &exits, &pager)?;
         // Vcpu threads may wait for the main loop to take a message: it is gone from here on.
         let requests_unsent = events.close();
         threads.stop(STOP_TIMEOUT);
         // Before the VM goes: destroying it waits for KVM's workers, and these may wait for pages.
-        // A pager that failed cannot settle; its counters are as good as they get.
-        let _ = pager.settle();
-        let pager_stats = pager.stats();
+        let (pager_stats, worker_stats) = (pager.stats(), self.crew.stats());
         pager.shutdown();
+        self.crew.close();
         let pages_mapped_ahead = self.prefault.as_ref().map(Prefault::pages);
         if let Some(prefault) = self.prefault {
             prefault.finish();
@@ -242,7 +260,9 @@ impl Machine {
             apf: spec.apf,
             requests_unsent,
             pages_mapped_ahead,
+            fault_source: spec.fault_source,
             pager: pager_stats,
+            workers: worker_stats.into(),
         })
     }
 }

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use guest_memory::StoreSpec;
+use guest_memory::{MIN_RESIDENT_LIMIT_BYTES, StoreSpec};
 use nowait_wire::agent;
 
 use crate::boot::detect::{Kernel, KernelError};
 use crate::boot::layout::CMDLINE_MAX_BYTES;
 use crate::kvm::cpuid::Apf;
+use crate::paging::FaultSource;
 use crate::size;
 
 /// What every kernel command line begins with.
@@ -52,6 +53,15 @@ pub struct RunArgs {
     /// Who handles async page faults
     #[arg(long, value_enum, default_value_t = Apf::Kernel)]
     pub apf: Apf,
+    /// How faults come to the pager: "marker" goes with --apf off, "uffd" with the others
+    #[arg(long, value_enum, value_name = "SOURCE")]
+    pub fault_source: Option<FaultSource>,
+    /// How much of guest RAM may be in memory, compressed pages included: a size of at least 4M
+    #[arg(long, value_name = "SIZE")]
+    pub resident_limit: Option<String>,
+    /// Do not fetch the neighbours of a page that comes back
+    #[arg(long)]
+    pub no_prefetch: bool,
     /// Where evicted pages go: "memory", or a store that takes as long as this to read a page, such as
     /// "delay=20ms" (units: us, ms, s)
     #[arg(long, value_name = "STORE", default_value = "memory")]
@@ -112,6 +122,21 @@ pub enum SpecError {
     /// Not a whole number of pages.
     #[error("--memory {0}: not a multiple of the page size; give a multiple of 4K")]
     MemoryNotAligned(String),
+    /// A source that this way of handling async page faults cannot have.
+    #[error(
+        "--fault-source {source_} does not go with --apf {apf}: {apf} needs {needed} (leave --fault-source out)"
+    )]
+    FaultSource {
+        /// What was asked for.
+        source_: FaultSource,
+        /// With what.
+        apf: Apf,
+        /// What it needs.
+        needed: FaultSource,
+    },
+    /// A limit under the pager's minimum.
+    #[error("--resident-limit {0}: give at least {min}", min = size::show(MIN_RESIDENT_LIMIT_BYTES))]
+    LimitTooSmall(String),
     /// Not a power of two, or too small or large.
     #[error("--fault-around {0}: give a power of two from 4K to 2M")]
     FaultAround(String),
@@ -157,6 +182,12 @@ pub struct Spec {
     pub apf: Apf,
     /// Where evicted pages go.
     pub store: StoreSpec,
+    /// How faults come to the pager.
+    pub fault_source: FaultSource,
+    /// How much of guest RAM may be in memory, in bytes.
+    pub resident_limit_bytes: Option<u64>,
+    /// Fetch neighbours of pages that come back.
+    pub prefetch: bool,
     /// Fault-around in bytes.
     pub fault_around_bytes: u64,
     /// All RAM present at start.
@@ -188,6 +219,9 @@ impl Spec {
         let kernel = Kernel::open(&args.kernel)?;
         let memory_bytes = memory_bytes(&args.memory)?;
         let fault_around_bytes = fault_around_bytes(&args.fault_around)?;
+        let fault_source = fault_source(args.apf, args.fault_source)?;
+        let resident_limit_bytes =
+            args.resident_limit.as_deref().map(resident_limit_bytes).transpose()?;
         check_stdout(&args)?;
         let requests = match &args.requests {
             Some(path) => read_requests(path)?,
@@ -203,6 +237,9 @@ impl Spec {
             memory_bytes,
             apf: args.apf,
             store: args.store,
+            fault_source,
+            resident_limit_bytes,
+            prefetch: !args.no_prefetch,
             fault_around_bytes,
             populate: args.populate,
             debug_exit: args.debug_exit,
@@ -238,6 +275,23 @@ fn memory_bytes(text: &str) -> Result<u64, SpecError> {
     }
     if !bytes.is_multiple_of(PAGE_BYTES) {
         return Err(SpecError::MemoryNotAligned(text.into()));
+    }
+    Ok(bytes)
+}
+
+fn fault_source(apf: Apf, asked: Option<FaultSource>) -> Result<FaultSource, SpecError> {
+    let needed = FaultSource::of(apf);
+    match asked {
+        Some(source_) if source_ != needed => Err(SpecError::FaultSource { source_, apf, needed }),
+        _ => Ok(needed),
+    }
+}
+
+fn resident_limit_bytes(text: &str) -> Result<u64, SpecError> {
+    let option = "--resident-limit";
+    let bytes = size::parse(text).map_err(|source| SpecError::Size { option, source })?;
+    if bytes < MIN_RESIDENT_LIMIT_BYTES {
+        return Err(SpecError::LimitTooSmall(text.into()));
     }
     Ok(bytes)
 }
@@ -291,6 +345,27 @@ mod tests {
         assert!(matches!(memory_bytes("1M"), Err(SpecError::MemoryTooSmall(_))));
         assert!(matches!(memory_bytes("134217729"), Err(SpecError::MemoryNotAligned(_))));
         assert!(matches!(memory_bytes("lots"), Err(SpecError::Size { .. })));
+    }
+
+    #[test]
+    fn the_fault_source_goes_with_the_mode() {
+        use FaultSource::{Marker, Uffd};
+        for (apf, needed, other) in
+            [(Apf::Off, Marker, Uffd), (Apf::Host, Uffd, Marker), (Apf::Kernel, Uffd, Marker)]
+        {
+            assert_eq!(fault_source(apf, None).unwrap(), needed);
+            assert_eq!(fault_source(apf, Some(needed)).unwrap(), needed);
+            let message = fault_source(apf, Some(other)).unwrap_err().to_string();
+            assert!(message.contains(&format!("--fault-source {other}")), "{message}");
+            assert!(message.contains(&format!("--apf {apf}")), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_resident_limit_has_a_minimum() {
+        assert_eq!(resident_limit_bytes("64M").unwrap(), 64 << 20);
+        assert!(matches!(resident_limit_bytes("1M"), Err(SpecError::LimitTooSmall(_))));
+        assert!(matches!(resident_limit_bytes("half"), Err(SpecError::Size { .. })));
     }
 
     #[test]

@@ -138,6 +138,14 @@ impl Pager {
         Ok(self.core.fault(page, lane, waiter))
     }
 
+    /// Has the mapping of a page made anew that is mapped by all we know, and yet cannot be accessed.
+    pub fn remap(&self, gfn: Gfn) {
+        if let Some(retry) = self.page_of(gfn).ok().and_then(|page| self.core.remap(page)) {
+            // Refused, it is dropped, and maps the page itself.
+            drop(self.core.workers.submit(retry.0, Duration::ZERO));
+        }
+    }
+
     /// The frame at an address of the guest mapping.
     #[must_use]
     pub fn gfn_at(&self, hva: u64) -> Option<Gfn> {

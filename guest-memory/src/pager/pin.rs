@@ -61,7 +61,7 @@ impl Drop for Pins {
 
 impl Pager {
     /// Brings ranges of RAM in (address and length in bytes) and keeps them there; waits for the store,
-    /// up to half a minute a page. `by` can be interrupted meanwhile.
+    /// up to half a minute a page, or until `by` is closed.
     ///
     /// # Errors
     /// [`PagerError::OutOfRange`] and [`PagerError::PinTooLarge`] before anything is done;
@@ -160,11 +160,18 @@ impl Core {
                 Fault::Hit | Fault::Present => {}
                 Fault::Lost => return Err(PagerError::Lost(gfn)),
                 Fault::Waits { .. } => {
-                    let left = until.saturating_duration_since(Instant::now());
-                    match by.wait(Some(left)) {
-                        Woken::Page(_) => {}
-                        Woken::Interrupted => return Err(PagerError::Interrupted(gfn)),
+                    let left = || until.saturating_duration_since(Instant::now());
+                    // What this is for cannot be left half done: only the end of all ends it.
+                    let woken = loop {
+                        match by.wait(Some(left())) {
+                            Woken::Interrupted => {}
+                            other => break other,
+                        }
+                    };
+                    match woken {
                         Woken::TimedOut => return Err(PagerError::TimedOut(gfn)),
+                        Woken::Closed => return Err(PagerError::Interrupted(gfn)),
+                        Woken::Page(_) | Woken::Interrupted => {}
                     }
                 }
             }

@@ -49,9 +49,11 @@ impl Core {
                 self.counters.fetch_latency.record(began.elapsed());
                 // Dropped, the work puts its page back.
                 let Ok(()) = self.room.take(1, pass) else { return };
+                // Asked first: once the page is back the policy forgets with which others it left.
+                let neighbours = self.neighbours(page);
                 work.done();
                 self.install_fetched(page, &bytes);
-                self.fetch_neighbours(page);
+                self.fetch_ahead(neighbours);
             }
             None | Some(Err(Failed::Closed)) => {}
             Some(Err(Failed::Trouble(error))) => {
@@ -157,16 +159,21 @@ impl Core {
         }
     }
 
-    /// Fetches the pages that left together with this one, if there is room for them.
-    fn fetch_neighbours(self: &Arc<Self>, page: PageIndex) {
-        if !self.prefetch || self.room.is_tight_for_prefetch() {
-            return;
-        }
+    /// The pages that left together with this one, if there is room for them.
+    fn neighbours(&self, page: PageIndex) -> Vec<PageIndex> {
         let mut neighbours = Vec::new();
-        if let Some(policy) = self.policy() {
+        if self.prefetch
+            && !self.room.is_tight_for_prefetch()
+            && let Some(policy) = self.policy()
+        {
             policy.prefetch_neighbours(page, &mut neighbours);
         }
-        let claimed: Vec<_> = neighbours
+        neighbours
+    }
+
+    /// Fetches those of the pages that are in the store and not at hand.
+    fn fetch_ahead(self: &Arc<Self>, pages: Vec<PageIndex>) {
+        let claimed: Vec<_> = pages
             .into_iter()
             .filter(|other| {
                 self.table.word(*other).slot().is_some_and(|slot| !self.store.at_hand(slot))

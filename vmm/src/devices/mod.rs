@@ -6,7 +6,7 @@ pub mod serial;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use guest_memory::{Gfn, Pager, PagerError};
+use guest_memory::{Gfn, Pager, PagerError, Sleeper};
 use nowait_wire::paging;
 
 use crate::exit::ExitReason;
@@ -41,7 +41,9 @@ impl Bus {
     }
 
     /// One `OUT` of 1, 2 or 4 bytes.
-    pub fn port_write(&self, port: u16, data: &[u8]) -> PortVerdict {
+    ///
+    /// `by` is what the calling vCPU's thread waits with, should the access need guest memory.
+    pub fn port_write(&self, port: u16, data: &[u8], by: &Arc<Sleeper>) -> PortVerdict {
         if let Some((uart, register)) = self.uart(port) {
             if let Some(byte) = data.first() {
                 uart.write(register, *byte);
@@ -50,7 +52,7 @@ impl Bus {
         }
         if port == ports::PAGING {
             if let Ok(gfn) = <[u8; 4]>::try_from(data) {
-                self.paging_request(Gfn(u64::from(u32::from_le_bytes(gfn))));
+                self.paging_request(Gfn(u64::from(u32::from_le_bytes(gfn))), by);
             }
             return PortVerdict::Continue;
         }
@@ -87,9 +89,9 @@ impl Bus {
 
     /// Carries out one request of the paging port. Whatever the guest wrote, the answer goes to the
     /// page that it named; a page outside its RAM gets none.
-    fn paging_request(&self, gfn: Gfn) {
+    fn paging_request(&self, gfn: Gfn, by: &Arc<Sleeper>) {
         let mut page = [0; paging::PAGE_BYTES];
-        if self.pager.read_page(gfn, &mut page).is_err() {
+        if self.pager.read_page(gfn, &mut page, by).is_err() {
             return;
         }
         let (status, done) = match paging::Request::decode(&page) {
@@ -98,7 +100,7 @@ impl Bus {
         };
         let answer = paging::encode_answer(status, done);
         // The page was there a moment ago; if the pager has failed since, the run ends anyway.
-        let _ = self.pager.write_bytes(gfn, paging::answer_offset(), &answer);
+        let _ = self.pager.write_bytes(gfn, paging::answer_offset(), &answer, by);
     }
 
     fn evict(&self, gfns: &[u64]) -> (paging::Status, u32) {

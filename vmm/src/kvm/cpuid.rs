@@ -11,6 +11,8 @@ use super::KvmError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Apf {
+    /// Nobody: a vCPU waits for its page, with no help from the guest or KVM.
+    Off,
     /// KVM's artificial halt only; the protocol is hidden from the guest.
     Host,
     /// KVM's own paravirtual async page faults.
@@ -20,6 +22,7 @@ pub enum Apf {
 impl std::fmt::Display for Apf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            Self::Off => "off",
             Self::Host => "host",
             Self::Kernel => "kernel",
         })
@@ -93,7 +96,7 @@ pub fn for_vcpu(
             }
             LEAF_KVM_FEATURES => {
                 entry.eax &= !KVM_CLOCKSOURCE_LEGACY;
-                if apf == Apf::Host {
+                if apf != Apf::Kernel {
                     entry.eax &= !(KVM_ASYNC_PF | KVM_ASYNC_PF_VMEXIT | KVM_ASYNC_PF_INT);
                 }
             }
@@ -157,13 +160,16 @@ mod tests {
     }
 
     #[test]
-    fn host_hides_the_protocol_and_kernel_passes_it_through() {
+    fn only_kernel_passes_the_protocol_through() {
         let apf_bits = KVM_ASYNC_PF | KVM_ASYNC_PF_VMEXIT | KVM_ASYNC_PF_INT;
         let host = for_vcpu(&supported(), 0, 1, Apf::Host);
-        assert_eq!(leaf(&host, LEAF_KVM_FEATURES).eax & apf_bits, 0);
+        let off = for_vcpu(&supported(), 0, 1, Apf::Off);
+        for hidden in [&host, &off] {
+            assert_eq!(leaf(hidden, LEAF_KVM_FEATURES).eax & apf_bits, 0);
+        }
         let kernel = for_vcpu(&supported(), 0, 1, Apf::Kernel);
         assert_eq!(leaf(&kernel, LEAF_KVM_FEATURES).eax & apf_bits, apf_bits);
-        for entries in [host, kernel] {
+        for entries in [off, host, kernel] {
             assert_eq!(leaf(&entries, LEAF_KVM_FEATURES).eax & KVM_CLOCKSOURCE_LEGACY, 0);
         }
     }

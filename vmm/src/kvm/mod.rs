@@ -6,11 +6,15 @@ pub mod prefault;
 pub mod vcpu;
 
 use guest_memory::GuestSlot;
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_bindings::{
+    KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER,
+    KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
+};
+use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::layout::{KVM_IDENTITY_MAP, KVM_TSS};
+use crate::paging::areas;
 
 /// Why KVM cannot be used or a VM not be made.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +120,30 @@ pub fn create_vm(kvm: &Kvm, cpus: u32) -> Result<VmFd, KvmError> {
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).map_err(KvmError::during("KVM_CREATE_PIT2"))?;
     Ok(vm)
+}
+
+/// What a VM needs whose absent pages carry markers: the guest's writes to the MSRs of KVM's areas come
+/// to us, and so does an instruction that KVM cannot fetch.
+///
+/// # Errors
+/// When KVM is too old for it or refuses.
+pub fn prepare_markers(vm: &VmFd) -> Result<(), KvmError> {
+    enable(vm, KVM_CAP_X86_USER_SPACE_MSR, u64::from(KVM_MSR_EXIT_REASON_FILTER))
+        .map_err(KvmError::during("KVM_CAP_X86_USER_SPACE_MSR"))?;
+    enable(vm, KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1)
+        .map_err(KvmError::during("KVM_CAP_EXIT_ON_EMULATION_FAILURE"))?;
+    let range = MsrFilterRange {
+        flags: MsrFilterRangeFlags::WRITE,
+        base: areas::MSR_BASE,
+        msr_count: areas::MSR_COUNT,
+        bitmap: &[areas::ALLOWED],
+    };
+    vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[range])
+        .map_err(KvmError::during("KVM_X86_SET_MSR_FILTER"))
+}
+
+fn enable(vm: &VmFd, cap: u32, argument: u64) -> Result<(), kvm_ioctls::Error> {
+    vm.enable_cap(&kvm_enable_cap { cap, args: [argument, 0, 0, 0], ..Default::default() })
 }
 
 /// Makes guest RAM known to the VM.

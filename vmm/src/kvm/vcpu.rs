@@ -1,6 +1,9 @@
 //! One vCPU: its state at reset, and KVM_RUN with its exits. Raw `kvm_run` is decoded here only.
 
-use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_msr_entry};
+use guest_memory::{Gpa, PagerError};
+use kvm_bindings::{
+    CpuId, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, Msrs, kvm_cpuid_entry2, kvm_enable_cap, kvm_msr_entry,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
 use super::KvmError;
@@ -8,6 +11,9 @@ use super::kick::{Kicker, Running};
 use crate::boot::{Entry, regs};
 use crate::devices::{Bus, PortVerdict};
 use crate::exit::ExitReason;
+use crate::paging::Faults;
+use crate::paging::areas::Areas;
+use crate::paging::walk::Held;
 
 /// What KVM_RUN came back with, after the devices have answered.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,7 +32,17 @@ pub enum Exit {
 pub struct Vcpu {
     fd: VcpuFd,
     index: u32,
+    areas: Areas,
+    /// What the emulator needs for the instruction that it is at; until it is through.
+    held: Held,
+    /// The address of the last instruction that KVM could not emulate, and how often in a row.
+    stuck: Option<(u64, u32)>,
 }
+
+/// How often KVM may give up at one instruction before it is the guest's own fault.
+const EMULATION_TRIES: u32 = 16;
+/// KVM_INTERNAL_ERROR_EMULATION.
+const ERROR_EMULATION: u32 = 1;
 
 /// `IA32_MTRR_DEF_TYPE`: MTRRs enabled, write-back by default, as firmware leaves it (SDM 3A, 12.11).
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
@@ -40,7 +56,14 @@ pub(super) fn prepare(fd: &VcpuFd, index: u32, cpuid: &[kvm_cpuid_entry2]) -> Re
     let during = |what: &str| KvmError::during(format!("{what} of vCPU {index}"));
     let invalid = |_| kvm_ioctls::Error::new(libc::E2BIG);
     let cpuid = CpuId::from_entries(cpuid).map_err(invalid).map_err(during("the CPUID"))?;
-    fd.set_cpuid2(&cpuid).map_err(during("KVM_SET_CPUID2"))
+    fd.set_cpuid2(&cpuid).map_err(during("KVM_SET_CPUID2"))?;
+    // A feature that CPUID hides is not there for who writes its MSR all the same.
+    let enforce = kvm_enable_cap {
+        cap: KVM_CAP_ENFORCE_PV_FEATURE_CPUID,
+        args: [1, 0, 0, 0],
+        ..Default::default()
+    };
+    fd.enable_cap(&enforce).map_err(during("KVM_CAP_ENFORCE_PV_FEATURE_CPUID"))
 }
 
 impl Vcpu {
@@ -66,7 +89,7 @@ impl Vcpu {
             let refused = kvm_ioctls::Error::new(libc::EINVAL);
             return Err(during("IA32_MTRR_DEF_TYPE")(refused));
         }
-        Ok(Self { fd, index })
+        Ok(Self { fd, index, areas: Areas::default(), held: Held::default(), stuck: None })
     }
 
     /// Sets the registers of the boot processor. The others wait for INIT and SIPI.
@@ -91,25 +114,34 @@ impl Vcpu {
         kicker.enter(&mut self.fd)
     }
 
-    /// Runs the guest until something needs more than the devices.
-    pub fn run(&mut self, bus: &Bus) -> Exit {
-        match self.fd.run() {
+    /// Runs the guest until something needs more than the devices. After [`Exit::Interrupted`],
+    /// [`Faults::resolve`] says whether it was a page fault.
+    pub(crate) fn run(&mut self, bus: &Bus, faults: &mut Faults) -> Exit {
+        match faults.in_kvm_run(|| self.fd.run()) {
             Ok(VcpuExit::IoOut(port, data)) => {
                 let data = SmallData::new(data);
-                self.port_out(bus, port, &data)
+                self.port_out(bus, port, &data, faults)
             }
             Ok(VcpuExit::IoIn(port, data)) => {
                 let len = data.len();
                 self.port_in(bus, port, len);
                 Exit::Resume
             }
-            Ok(VcpuExit::MmioRead(_, data)) => {
+            Ok(VcpuExit::MmioRead(gpa, data)) => {
                 data.fill(0xff);
-                Exit::Resume
+                let read = access::read(faults, Gpa(gpa), data);
+                self.after_operand(read, faults)
             }
-            Ok(VcpuExit::MmioWrite(..)) => Exit::Resume,
+            Ok(VcpuExit::MmioWrite(gpa, data)) => {
+                let written = access::write(faults, Gpa(gpa), data);
+                self.after_operand(written, faults)
+            }
+            Ok(VcpuExit::X86Wrmsr(exit)) => {
+                let (msr, value) = (exit.index, exit.data);
+                self.write_msr(msr, value, faults)
+            }
             Ok(VcpuExit::Shutdown) => Exit::Stop(ExitReason::TripleFault { vcpu: self.index }),
-            Ok(VcpuExit::InternalError) => self.internal_error(),
+            Ok(VcpuExit::InternalError) => self.internal_error(faults),
             Ok(VcpuExit::FailEntry(reason, _)) => self
                 .failure(format!("the processor refused its state (hardware reason {reason:#x})")),
             Ok(VcpuExit::MemoryFault { gpa, size, .. }) => self.failure(format!(
@@ -128,9 +160,61 @@ impl Vcpu {
         }
     }
 
-    fn port_out(&mut self, bus: &Bus, port: u16, data: &SmallData) -> Exit {
+    /// An instruction's operand lay on a page that KVM could not reach, and was served by us: what the
+    /// rest of the instruction needs is brought in and kept until the next such exit.
+    fn after_operand(&mut self, served: Result<Served, PagerError>, faults: &mut Faults) -> Exit {
+        match served {
+            Ok(Served::NoRam) => Exit::Resume,
+            Ok(Served::Ram) => self.hold(faults),
+            Err(error) => self.cannot("serve an operand in guest RAM", &error),
+        }
+    }
+
+    fn hold(&mut self, faults: &Faults) -> Exit {
+        let state = self.fd.get_regs().and_then(|regs| Ok((regs, self.fd.get_sregs()?)));
+        let (regs, sregs) = match state {
+            Ok(state) => state,
+            Err(error) => return self.failure(format!("KVM_GET_REGS: {error}")),
+        };
+        match Held::for_instruction(faults.pager(), faults.sleeper(), &regs, &sregs) {
+            Ok(held) => {
+                self.held = held;
+                Exit::Resume
+            }
+            Err(error) => self.cannot("bring in what an instruction needs", &error),
+        }
+    }
+
+    /// A page did not come. If that is because the run ends, the vCPU is not entered again.
+    fn cannot(&self, what: &str, error: &PagerError) -> Exit {
+        match error {
+            PagerError::Interrupted(_) | PagerError::Stopped => Exit::Resume,
+            error => self.failure(format!("cannot {what}: {error}")),
+        }
+    }
+
+    /// The guest names a page to KVM that KVM will write: it stays in memory from here on.
+    fn write_msr(&mut self, msr: u32, value: u64, faults: &Faults) -> Exit {
+        let held = match Areas::hold(faults.pager(), faults.sleeper(), msr, value) {
+            Ok(held) => held,
+            Err(error) => return self.cannot("bring in a paravirtual area", &error),
+        };
+        let entry = kvm_msr_entry { index: msr, data: value, ..Default::default() };
+        let set = Msrs::from_entries(&[entry])
+            .map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))
+            .and_then(|msrs| self.fd.set_msrs(&msrs));
+        // 0 of 1: KVM refuses the value, and the guest gets its #GP.
+        let refused = set != Ok(1);
+        if let (false, Some(held)) = (refused, held) {
+            self.areas.keep(held);
+        }
+        raw::set_msr_error(&mut self.fd, refused);
+        Exit::Resume
+    }
+
+    fn port_out(&mut self, bus: &Bus, port: u16, data: &SmallData, faults: &Faults) -> Exit {
         for item in data.bytes().chunks(self.io_size()) {
-            if let PortVerdict::Stop(reason) = bus.port_write(port, item) {
+            if let PortVerdict::Stop(reason) = bus.port_write(port, item, faults.sleeper()) {
                 return Exit::Stop(reason);
             }
         }
@@ -151,11 +235,22 @@ impl Vcpu {
         raw::io_size(&mut self.fd).clamp(1, 4)
     }
 
-    fn internal_error(&mut self) -> Exit {
+    /// KVM gave up. If it could not emulate an instruction, that may be for want of a page.
+    fn internal_error(&mut self, faults: &mut Faults) -> Exit {
         let suberror = raw::internal_suberror(&mut self.fd);
         let rip = self.fd.get_regs().map_or(0, |regs| regs.rip);
+        if suberror == ERROR_EMULATION && faults.has_markers() {
+            let times = match self.stuck {
+                Some((last, times)) if last == rip => times + 1,
+                _ => 1,
+            };
+            self.stuck = Some((rip, times));
+            if times <= EMULATION_TRIES {
+                return self.hold(faults);
+            }
+        }
         let what = match suberror {
-            1 => "it could not emulate the instruction".into(),
+            ERROR_EMULATION => "it could not emulate the instruction".into(),
             other => format!("suberror {other}"),
         };
         self.failure(format!(
@@ -165,6 +260,43 @@ impl Vcpu {
 
     fn failure(&self, what: String) -> Exit {
         Exit::Stop(ExitReason::Failure { message: format!("vCPU {}: {what}", self.index) })
+    }
+}
+
+/// Whether an MMIO access was to RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Served {
+    Ram,
+    NoRam,
+}
+
+mod access {
+    //! MMIO exits whose address lies in RAM: operands on pages that KVM's emulator could not reach.
+
+    use guest_memory::{Gpa, PagerError, Pinned};
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::Served;
+    use crate::paging::Faults;
+
+    fn pinned(faults: &Faults, gpa: Gpa, bytes: usize) -> Result<Option<Pinned>, PagerError> {
+        match faults.pager().pin(&[(gpa, bytes as u64)], faults.sleeper()) {
+            Ok(pinned) => Ok(Some(pinned)),
+            Err(PagerError::OutOfRange(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn read(faults: &Faults, gpa: Gpa, data: &mut [u8]) -> Result<Served, PagerError> {
+        let Some(pinned) = pinned(faults, gpa, data.len())? else { return Ok(Served::NoRam) };
+        let read = pinned.read_slice(data, GuestAddress(gpa.0));
+        read.map(|()| Served::Ram).map_err(|_| PagerError::OutOfRange(gpa.gfn()))
+    }
+
+    pub(super) fn write(faults: &Faults, gpa: Gpa, data: &[u8]) -> Result<Served, PagerError> {
+        let Some(pinned) = pinned(faults, gpa, data.len())? else { return Ok(Served::NoRam) };
+        let written = pinned.write_slice(data, GuestAddress(gpa.0));
+        written.map(|()| Served::Ram).map_err(|_| PagerError::OutOfRange(gpa.gfn()))
     }
 }
 
@@ -211,6 +343,11 @@ mod raw {
             let offset = run.__bindgen_anon_1.io.data_offset as usize;
             std::slice::from_raw_parts_mut(std::ptr::from_mut(run).cast::<u8>().add(offset), len)
         }
+    }
+
+    pub(super) fn set_msr_error(fd: &mut VcpuFd, error: bool) {
+        // Called after KVM_EXIT_X86_WRMSR only. Writing a union's member needs no unsafe.
+        fd.get_kvm_run().__bindgen_anon_1.msr.error = error.into();
     }
 
     pub(super) fn internal_suberror(fd: &mut VcpuFd) -> u32 {

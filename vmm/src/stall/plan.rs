@@ -119,7 +119,7 @@ impl Plan {
             kind,
             threads,
             duration_ms: args.duration.as_millis() as u32,
-            pages: pages(threads, args.duration, args.store, memory_bytes),
+            pages: pages(threads, args.duration, &args.store, memory_bytes),
             heartbeat_us: HEARTBEAT_US,
         };
         let workloads: Vec<Workload> = std::iter::once(workload(Kind::Idle, 0))
@@ -144,12 +144,9 @@ impl Plan {
 
 /// How many pages a run evicts: as many as its threads can bring in while it lasts, and some more, so
 /// that it does not end early.
-fn pages(threads: u32, duration: Duration, store: StoreSpec, memory_bytes: u64) -> u32 {
+fn pages(threads: u32, duration: Duration, store: &StoreSpec, memory_bytes: u64) -> u32 {
     let most = (memory_bytes / MEMORY_SHARE / PAGE_SIZE as u64).clamp(1, MAX_PAGES);
-    let delay_us = match store {
-        StoreSpec::Delay(delay) => delay.as_micros() as u64,
-        StoreSpec::Memory => 0,
-    };
+    let delay_us = store.mean_delay().as_micros() as u64;
     let pages = match (threads, delay_us) {
         (0, _) => 0,
         (_, 0) => most,
@@ -223,12 +220,12 @@ pub(super) mod tests {
     #[test]
     fn pages_suffice_for_the_run_and_fit_into_the_guest() {
         let (run, memory) = (Duration::from_secs(2), 128 << 20);
-        let store = |ms| StoreSpec::Delay(Duration::from_millis(ms));
-        assert!(pages(8, run, store(20), memory) > 8 * 100);
-        assert_eq!(pages(64, run, store(1), memory), 8192);
-        assert_eq!(pages(1, run, StoreSpec::Memory, memory), 8192);
-        assert_eq!(pages(1, run, store(0), 1 << 40), 65_536);
-        assert_eq!(pages(1, run, StoreSpec::Memory, 0), 1);
-        assert_eq!(pages(0, run, StoreSpec::Memory, memory), 0);
+        let store = |ms| StoreSpec::delay(Duration::from_millis(ms));
+        assert!(pages(8, run, &store(20), memory) > 8 * 100);
+        assert_eq!(pages(64, run, &store(1), memory), 8192);
+        assert_eq!(pages(1, run, &StoreSpec::memory(), memory), 8192);
+        assert_eq!(pages(1, run, &store(0), 1 << 40), 65_536);
+        assert_eq!(pages(1, run, &StoreSpec::memory(), 0), 1);
+        assert_eq!(pages(0, run, &StoreSpec::memory(), memory), 0);
     }
 }

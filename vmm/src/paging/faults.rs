@@ -1,0 +1,131 @@
+//! A vCPU thread's faults on markers: brought to the pager, and waited for where they need time.
+
+use std::sync::Arc;
+
+use guest_memory::{Fault, Gfn, PageEnd, Pager, Sleeper, Woken};
+
+use crate::sigbus::{GuestMapping, GuestThread, SigbusError};
+
+/// A vCPU that meets the same page again and again, though it is mapped by all we know: after this many
+/// times its mapping is made anew ...
+const REPAIR_AFTER: u32 = 8;
+/// ... and after this many it is a memory error of the host.
+const ERROR_AFTER: u32 = 64;
+
+/// What became of the fault that made KVM_RUN return.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Resolved {
+    /// There was none: a kick, or another signal.
+    NoFault,
+    /// Enter the guest again; it gets the page, or faults again.
+    Enter,
+    /// Somebody wants the vCPU; the page is still on its way.
+    Interrupted,
+    /// The guest cannot go on.
+    Failed(String),
+}
+
+/// The faults of one vCPU's thread.
+pub(crate) struct Faults {
+    pager: Arc<Pager>,
+    thread: Option<GuestThread>,
+    sleeper: Arc<Sleeper>,
+    lane: u16,
+    /// The page of the last fault that found it mapped, and how often in a row.
+    present: Option<(Gfn, u32)>,
+}
+
+impl Faults {
+    /// For the calling thread, which is to run this vCPU. With `markers` it takes SIGBUS.
+    pub(crate) fn new(
+        pager: Arc<Pager>,
+        sleeper: Arc<Sleeper>,
+        vcpu: u32,
+        markers: bool,
+    ) -> Result<Self, SigbusError> {
+        let slots = pager.slots();
+        let mappings: Vec<_> =
+            slots.iter().map(|slot| GuestMapping { hva: slot.hva, len: slot.len }).collect();
+        let thread = markers.then(|| GuestThread::register(&mappings)).transpose()?;
+        // 0 is the VMM's own lane.
+        let lane = u16::try_from(vcpu + 1).unwrap_or(u16::MAX);
+        Ok(Self { pager, thread, sleeper, lane, present: None })
+    }
+
+    /// Calls `run`, which is to do one KVM_RUN.
+    pub(crate) fn in_kvm_run<R>(&self, run: impl FnOnce() -> R) -> R {
+        match &self.thread {
+            Some(thread) => thread.in_kvm_run(run),
+            None => run(),
+        }
+    }
+
+    /// Do faults come to this thread?
+    pub(crate) fn has_markers(&self) -> bool {
+        self.thread.is_some()
+    }
+
+    /// The pager.
+    pub(crate) fn pager(&self) -> &Arc<Pager> {
+        &self.pager
+    }
+
+    /// What this thread waits with, and others interrupt it by.
+    pub(crate) fn sleeper(&self) -> &Arc<Sleeper> {
+        &self.sleeper
+    }
+
+    /// After KVM_RUN was interrupted: brings the page of the fault, if that was it.
+    pub(crate) fn resolve(&mut self) -> Resolved {
+        let Some(hva) = self.thread.as_ref().and_then(GuestThread::take_fault) else {
+            return Resolved::NoFault;
+        };
+        match self.pager.gfn_at(hva) {
+            Some(gfn) => self.bring(gfn),
+            None => Resolved::Failed(format!("a fault at hva {hva:#x}, outside guest RAM")),
+        }
+    }
+
+    /// Brings a page in: waits for it if it needs time.
+    pub(crate) fn bring(&mut self, gfn: Gfn) -> Resolved {
+        let waiter = self.sleeper.begin();
+        match self.pager.fault(gfn, self.lane, &waiter) {
+            Ok(Fault::Hit) => {
+                self.present = None;
+                Resolved::Enter
+            }
+            Ok(Fault::Present) => self.met_again(gfn),
+            Ok(Fault::Lost) => lost(gfn),
+            Ok(Fault::Waits { .. }) => match self.sleeper.wait(None) {
+                Woken::Page(PageEnd::Ready) => Resolved::Enter,
+                Woken::Page(PageEnd::Lost) => lost(gfn),
+                Woken::Interrupted | Woken::Closed | Woken::TimedOut => Resolved::Interrupted,
+            },
+            Err(error) => Resolved::Failed(error.to_string()),
+        }
+    }
+
+    /// Another vCPU was faster, mostly. If it happens over and over, the mapping is not what we think.
+    fn met_again(&mut self, gfn: Gfn) -> Resolved {
+        let times = match self.present {
+            Some((last, times)) if last == gfn => times + 1,
+            _ => 1,
+        };
+        self.present = Some((gfn, times));
+        if times > ERROR_AFTER {
+            return Resolved::Failed(format!(
+                "guest frame {gfn} cannot be accessed though it is in memory: a memory error of the host \
+                 (see its kernel log)"
+            ));
+        }
+        if times.is_multiple_of(REPAIR_AFTER) {
+            self.pager.remap(gfn);
+        }
+        Resolved::Enter
+    }
+}
+
+fn lost(gfn: Gfn) -> Resolved {
+    Resolved::Failed(format!("guest frame {gfn} is lost"))
+}
