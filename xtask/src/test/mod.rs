@@ -114,6 +114,7 @@ pub(crate) fn test(options: &Options) -> Result<u8> {
     })?;
     summary.check("tidy", |_| tidy::check())?;
     summary.tests("unit tests", unit_tests)?;
+    summary.tests("loom", loom)?;
     summary.tests("guest tests", || guests::run(options.force, None))?;
     Ok(summary.finish())
 }
@@ -125,12 +126,33 @@ const UNIT_TESTS: [&[&str]; 2] =
 
 /// Tests that need no guest.
 fn unit_tests() -> Result<Counts> {
-    let step = Step::begin("unit tests", "building and running");
-    let log = paths::log("unit-tests")?;
-    let mut sum = Counts::default();
-    for selection in UNIT_TESTS {
+    let runs = UNIT_TESTS.map(|selection| {
         let mut cargo = binaries::cargo();
-        cargo.arg("test").args(selection).args(["--locked", "--no-fail-fast", "--color", "never"]);
+        cargo.arg("test").args(selection);
+        cargo
+    });
+    cargo_tests("unit tests", runs.into())
+}
+
+/// loom's models: every interleaving of a few threads. In a target directory of their own, since
+/// the flag is one for all crates.
+fn loom() -> Result<Counts> {
+    let mut cargo = binaries::cargo();
+    cargo.args(["test", "--release", "-p", "async-pf", "--test", "loom_pool", "--target-dir"]);
+    cargo.arg(paths::target().join("loom"));
+    cargo.env_remove("RUSTFLAGS").env("CARGO_ENCODED_RUSTFLAGS", "--cfg\x1floom");
+    // Linking would take longer than the models.
+    cargo.env("CARGO_PROFILE_RELEASE_LTO", "off");
+    cargo_tests("loom", vec![cargo])
+}
+
+/// Runs `cargo test` commands as one step.
+fn cargo_tests(name: &str, runs: Vec<Command>) -> Result<Counts> {
+    let step = Step::begin(name, "building and running");
+    let log = paths::log(&name.replace(' ', "-"))?;
+    let mut sum = Counts::default();
+    for mut cargo in runs {
+        cargo.args(["--locked", "--no-fail-fast", "--color", "never"]);
         // The output of tests that pass is where skips say why.
         cargo.args(["--", "--show-output", "--color", "never"]);
         let mut parser = libtest::Parser::default();
