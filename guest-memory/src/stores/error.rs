@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::Slot;
+use super::{FileError, Slot};
 
 /// Why a store could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +121,9 @@ pub enum OpenError {
         /// The system's answer.
         source: io::Error,
     },
+    /// No file.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Part of the grammar, but not there yet.
     #[error("the store {0} cannot be opened by this version")]
     NotYet(String),

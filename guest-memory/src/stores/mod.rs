@@ -19,6 +19,7 @@
 mod delay;
 mod error;
 mod fail;
+mod file;
 mod memory;
 mod meter;
 mod open;
@@ -33,6 +34,7 @@ use std::fmt;
 use std::time::Duration;
 
 pub use error::{OpenError, StoreError, Trouble};
+pub use file::FileError;
 pub use meter::{LatencyReport, TierReport};
 pub use open::open;
 pub use spec::{

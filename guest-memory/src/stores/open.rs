@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::delay::Delay;
 use super::fail::Fail;
+use super::file::FileStore;
 use super::memory::Memory;
 use super::same::Same;
 use super::tiered::Tiered;
@@ -33,7 +34,8 @@ fn open_layer(
         LayerSpec::Delay(spec) => Arc::new(Delay::new(something(), *spec)),
         LayerSpec::Fail(spec) => Arc::new(Fail::new(something(), *spec)),
         LayerSpec::Lz4 { budget_bytes } => Arc::new(Tiered::new(*budget_bytes, behind)?),
-        LayerSpec::File(_) | LayerSpec::Nbd(_) => {
+        LayerSpec::File(spec) => Arc::new(FileStore::new(spec).map_err(super::OpenError::from)?),
+        LayerSpec::Nbd(_) => {
             return Err(super::OpenError::NotYet(layer.to_string()).into());
         }
     })

@@ -5,6 +5,7 @@ mod arena;
 mod mapping;
 pub(crate) mod memfd;
 mod poll;
+pub(crate) mod ring;
 mod userfault;
 pub(crate) mod view;
 mod words;
