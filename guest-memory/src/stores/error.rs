@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{FileError, Slot};
+use super::{FileError, NbdError, Slot};
 
 /// Why a store could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +63,13 @@ pub enum StoreError {
     Closed,
     /// The store cannot be set up.
     #[error(transparent)]
-    Open(#[from] OpenError),
+    Open(Box<OpenError>),
+}
+
+impl From<OpenError> for StoreError {
+    fn from(error: OpenError) -> Self {
+        Self::Open(Box::new(error))
+    }
 }
 
 /// What a [`StoreError`] asks its caller to do.
@@ -124,7 +130,7 @@ pub enum OpenError {
     /// No file.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Part of the grammar, but not there yet.
-    #[error("the store {0} cannot be opened by this version")]
-    NotYet(String),
+    /// No network block device.
+    #[error(transparent)]
+    Nbd(#[from] NbdError),
 }

@@ -22,6 +22,7 @@ mod fail;
 mod file;
 mod memory;
 mod meter;
+mod nbd;
 mod open;
 mod same;
 mod slots;
@@ -36,6 +37,7 @@ use std::time::Duration;
 pub use error::{OpenError, StoreError, Trouble};
 pub use file::FileError;
 pub use meter::{LatencyReport, TierReport};
+pub use nbd::{ConnectError, HandshakeError, NbdError};
 pub use open::open;
 pub use spec::{
     DelaySpec, Distribution, FailKind, FailSpec, FailWhen, FileSpec, LayerSpec, MAX_DELAY, NbdSpec,

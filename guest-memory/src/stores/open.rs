@@ -6,6 +6,7 @@ use super::delay::Delay;
 use super::fail::Fail;
 use super::file::FileStore;
 use super::memory::Memory;
+use super::nbd::Nbd;
 use super::same::Same;
 use super::tiered::Tiered;
 use super::{LayerSpec, Store, StoreError, StoreSpec};
@@ -35,8 +36,6 @@ fn open_layer(
         LayerSpec::Fail(spec) => Arc::new(Fail::new(something(), *spec)),
         LayerSpec::Lz4 { budget_bytes } => Arc::new(Tiered::new(*budget_bytes, behind)?),
         LayerSpec::File(spec) => Arc::new(FileStore::new(spec).map_err(super::OpenError::from)?),
-        LayerSpec::Nbd(_) => {
-            return Err(super::OpenError::NotYet(layer.to_string()).into());
-        }
+        LayerSpec::Nbd(spec) => Arc::new(Nbd::new(spec).map_err(super::OpenError::from)?),
     })
 }

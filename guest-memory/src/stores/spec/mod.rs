@@ -35,6 +35,7 @@ use std::time::Duration;
 pub use decorators::{DelaySpec, Distribution, FailKind, FailSpec, FailWhen, MAX_DELAY, Operation};
 pub use nbd::{NbdSpec, ServerAddress};
 pub use parse::StoreSpecError;
+pub(crate) use text::Size;
 
 /// The smallest budget of the compressed tier, in bytes.
 pub(crate) const MIN_LZ4_BYTES: u64 = 256 << 10;
@@ -157,12 +158,12 @@ impl fmt::Display for LayerSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory { size_bytes: None } => f.write_str("memory"),
-            Self::Memory { size_bytes: Some(bytes) } => write!(f, "memory={}", text::Size(*bytes)),
+            Self::Memory { size_bytes: Some(bytes) } => write!(f, "memory={}", Size(*bytes)),
             Self::File(FileSpec { path, size_bytes }) => {
                 write!(f, "file={}{}", text::escape_path(path), text::SizeOption(*size_bytes))
             }
             Self::Nbd(nbd) => nbd.fmt(f),
-            Self::Lz4 { budget_bytes } => write!(f, "lz4={}", text::Size(*budget_bytes)),
+            Self::Lz4 { budget_bytes } => write!(f, "lz4={}", Size(*budget_bytes)),
             Self::Delay(delay) => delay.fmt(f),
             Self::Fail(fail) => fail.fmt(f),
         }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Shows a size with the largest unit that divides it.
-pub(super) struct Size(pub(super) u64);
+pub(crate) struct Size(pub(crate) u64);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
