@@ -71,35 +71,47 @@ impl Room {
     /// Room for `pages` more, if there is.
     #[must_use]
     pub(crate) fn try_take(&self, pages: u64) -> bool {
-        let limit = self.limit.load(Ordering::Relaxed);
-        if limit == NONE {
-            self.used.fetch_add(pages, Ordering::Relaxed);
-            return true;
+        let taken = self.take_if_free(pages);
+        if self.excess() > 0 {
+            self.ring();
         }
+        taken
+    }
+
+    fn take_if_free(&self, pages: u64) -> bool {
+        let limit = self.limit.load(Ordering::Relaxed);
         let limit = if self.stuck.load(Ordering::Relaxed) { NONE } else { limit };
-        let stored = self.stored_pages();
+        let stored = if limit == NONE { 0 } else { self.stored_pages() };
         let more = |used: u64| {
             let after = used.checked_add(pages)?;
             (after + stored <= limit).then_some(after)
         };
-        let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        if taken.map_or(u64::MAX, |used| used + pages + stored) > self.target() {
-            self.ring();
-        }
-        taken.is_ok()
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
-    /// Waits until there is room for `pages` more, and takes it.
-    pub(crate) fn take(&self, pages: u64, _: &MayWait) -> Result<(), Closed> {
+    /// Waits until there is room for `pages` more, and takes it. Whoever waits first does what `help`
+    /// finds to do for there to be room, until that is nothing.
+    pub(crate) fn take(
+        &self,
+        pages: u64,
+        _: &MayWait,
+        mut help: impl FnMut() -> bool,
+    ) -> Result<(), Closed> {
         loop {
             if self.try_take(pages) {
                 return Ok(());
+            }
+            if help() {
+                continue;
             }
             let waiting = self.lock();
             if waiting.closed {
                 return Err(Closed);
             }
-            // Between the question and the lock room may have come: look again soon.
+            // Asked again under the lock, which whoever gives room takes after that.
+            if self.take_if_free(pages) {
+                return Ok(());
+            }
             drop(self.freed.wait_timeout(waiting, LOOK_AGAIN));
         }
     }
@@ -113,9 +125,14 @@ impl Room {
     pub(crate) fn give(&self, pages: u64) {
         self.used.fetch_sub(pages, Ordering::Relaxed);
         if self.limited() {
-            drop(self.lock());
-            self.freed.notify_all();
+            self.look_again();
         }
+    }
+
+    /// Has whoever waits for room look whether there is some, or something to do for it.
+    pub(crate) fn look_again(&self) {
+        drop(self.lock());
+        self.freed.notify_all();
     }
 
     /// What the store keeps in memory now.
@@ -127,15 +144,13 @@ impl Room {
     pub(crate) fn set_limit(&self, limit_bytes: Option<u64>) {
         self.limit.store(pages(limit_bytes), Ordering::Relaxed);
         self.ring();
-        drop(self.lock());
-        self.freed.notify_all();
+        self.look_again();
     }
 
     /// Evictions fail, or work again.
     pub(crate) fn set_stuck(&self, stuck: bool) {
         if self.stuck.swap(stuck, Ordering::Relaxed) != stuck {
-            drop(self.lock());
-            self.freed.notify_all();
+            self.look_again();
         }
     }
 
@@ -282,13 +297,13 @@ mod tests {
         assert!(room.try_take(1));
         let waiter = std::thread::spawn({
             let room = Arc::clone(&room);
-            move || room.take(1, &MayWait::second_pass())
+            move || room.take(1, &MayWait::second_pass(), || false)
         });
         assert!(room.wait_until_wanted(None));
         room.give(1);
         assert_eq!(waiter.join().unwrap(), Ok(()));
         room.close();
-        assert_eq!(room.take(1, &MayWait::second_pass()), Err(Closed));
+        assert_eq!(room.take(1, &MayWait::second_pass(), || false), Err(Closed));
         assert!(!room.wait_until_wanted(None));
     }
 }

@@ -1,5 +1,6 @@
 //! What all threads of the pager share: where pages are, and the way to change it.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,7 +22,7 @@ use crate::stores::Store;
 use crate::sys::{GuestMapping, Userfault};
 use crate::table::PageTable;
 use crate::waiters::{PageEnd, Waiters};
-use crate::word::PageWord;
+use crate::word::{Generation, PageWord};
 
 /// No lock in here is held across I/O or a wait.
 pub(crate) struct Core {
@@ -35,6 +36,9 @@ pub(crate) struct Core {
     pub(super) store: Arc<dyn Store>,
     pub(super) policy: Mutex<Policy>,
     pub(super) room: Room,
+    /// Batches of pages that are Storing and that no worker has begun to write. There is a work for
+    /// each, but whoever waits for room takes one before.
+    pub(super) leaving: Mutex<VecDeque<Vec<(PageIndex, Generation)>>>,
     pub(super) workers: Arc<dyn Workers>,
     pub(super) counters: Counters,
     pub(super) on_mapped: Option<OnMapped>,

@@ -3,7 +3,7 @@
 //! workers to be written back, both in batches.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::PagerError;
@@ -96,8 +96,10 @@ impl Core {
             left = left.saturating_sub(batch.len());
             batches -= 1;
             begun += 1;
-            let work = Work::new(Arc::clone(self), Job::WriteBack(batch));
-            // Refused, it is dropped and its pages stay.
+            self.leaving.lock().unwrap_or_else(PoisonError::into_inner).push_back(batch);
+            self.room.look_again();
+            let work = Work::new(Arc::clone(self), Job::WriteBack);
+            // Refused, it is dropped and a batch stays.
             drop(self.workers.submit(work, Duration::ZERO));
         }
         begun

@@ -48,7 +48,7 @@ impl Core {
             Some(Ok(())) => {
                 self.counters.fetch_latency.record(began.elapsed());
                 // Dropped, the work puts its page back.
-                let Ok(()) = self.room.take(1, pass) else { return };
+                let Ok(()) = self.take_room(pass) else { return };
                 // Asked first: once the page is back the policy forgets with which others it left.
                 let neighbours = self.neighbours(page);
                 work.done();
@@ -108,7 +108,8 @@ impl Core {
 
     /// Waits for room, then installs zeros.
     pub(super) fn second_zero(&self, mut work: Work, page: PageIndex, pass: &MayWait) {
-        if self.room.take(1, pass).is_ok() {
+        // It is no work for the store, which may be dead: it does not help.
+        if self.room.take(1, pass, || false).is_ok() {
             work.done();
             self.install_zeros(PageRun::single(page));
         }

@@ -92,6 +92,7 @@ impl GuestRam {
             userfault,
             store,
             room,
+            leaving: Mutex::default(),
             workers,
             counters: Counters::default(),
             on_mapped: self.on_mapped,

@@ -61,8 +61,8 @@ pub(super) enum Job {
     Zero(PageIndex),
     /// Map what is in the RAM file, which the host may have swapped out.
     Remap(PageIndex),
-    /// Write these pages, which are Storing, to the store and give their memory back.
-    WriteBack(Vec<(PageIndex, Generation)>),
+    /// Write a batch of [`Core::leaving`] to the store and give its memory back, if there is one left.
+    WriteBack,
 }
 
 impl Work {
@@ -80,7 +80,7 @@ impl Work {
     pub fn class(&self) -> WorkClass {
         match self.job {
             Some(Job::Prefetch(_)) => WorkClass::Prefetch,
-            Some(Job::WriteBack(_)) => WorkClass::WriteBack,
+            Some(Job::WriteBack) => WorkClass::WriteBack,
             _ => WorkClass::Fault,
         }
     }
@@ -105,7 +105,7 @@ impl Work {
                 page.0.into()
             }
             Some(Job::Prefetch(pages)) => pages.first().map_or(u64::MAX, |(page, _)| page.0.into()),
-            Some(Job::WriteBack(_)) | None => u64::MAX,
+            Some(Job::WriteBack) | None => u64::MAX,
         }
     }
 
@@ -131,9 +131,9 @@ impl Work {
                 let pages = std::mem::take(pages);
                 core.second_prefetch(&pages, &pass);
             }
-            Some(Job::WriteBack(batch)) => {
-                let batch = std::mem::take(batch);
-                core.write_back(&batch, &pass);
+            Some(Job::WriteBack) => {
+                self.done();
+                core.write_back_next(&pass);
             }
             None => {}
         }
@@ -186,11 +186,11 @@ impl Drop for Work {
                 core.put_back(page, core.table.edge(page, PageWord::zero_again));
             }
             Some(Job::Remap(page)) => core.map_owned(page),
-            Some(Job::WriteBack(batch)) => {
-                for (page, generation) in batch {
-                    core.keep(page, generation);
+            Some(Job::WriteBack) => {
+                if let Some(batch) = core.next_leaving() {
+                    batch.into_iter().for_each(|(page, generation)| core.keep(page, generation));
+                    core.room.write_back_ended();
                 }
-                core.room.write_back_ended();
             }
         }
     }

@@ -4,7 +4,7 @@
 //! one step.
 
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::PagerError;
@@ -13,6 +13,7 @@ use super::first::{First, Source};
 use crate::address::{PAGE_SIZE, PageBytes, PageIndex, PageRun, runs};
 use crate::checksum::checksum;
 use crate::pass::MayWait;
+use crate::room::Closed;
 use crate::stores::{Slot, StoreError, Write};
 use crate::sys::memfd;
 use crate::word::{Generation, OnDropped, OnStored, OnUnmapped, PageWord, Taken};
@@ -69,6 +70,25 @@ impl Core {
                 false
             }
         }
+    }
+
+    /// A batch that nobody has begun to write yet.
+    pub(super) fn next_leaving(&self) -> Option<Vec<(PageIndex, Generation)>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    /// Writes such a batch, if there is one.
+    pub(super) fn write_back_next(self: &Arc<Self>, pass: &MayWait) -> bool {
+        let Some(batch) = self.next_leaving() else { return false };
+        self.write_back(&batch, pass);
+        self.room.write_back_ended();
+        true
+    }
+
+    /// Room for a page. Workers that wait for it may be all that there are: they write out what waits
+    /// for a worker.
+    pub(super) fn take_room(self: &Arc<Self>, pass: &MayWait) -> Result<(), Closed> {
+        self.room.take(1, pass, || self.write_back_next(pass))
     }
 
     /// Writes pages that are Storing to the store, and gives the memory back of those that were not
