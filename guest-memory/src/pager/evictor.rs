@@ -30,7 +30,8 @@ pub(super) fn run(core: &Arc<Core>) {
 
 impl Core {
     fn keep_room(self: &Arc<Self>) {
-        let mut pause = None;
+        // What is there at the start may be more than the limit.
+        let mut pause = self.make_room();
         while self.room.wait_until_wanted(pause) {
             pause = self.make_room();
         }

@@ -5,6 +5,8 @@
 // Every test file uses its own part of this.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod vcpu;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
