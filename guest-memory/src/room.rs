@@ -140,11 +140,12 @@ impl Room {
         self.stored.store(bytes, Ordering::Relaxed);
     }
 
-    /// Another limit from now on.
-    pub(crate) fn set_limit(&self, limit_bytes: Option<u64>) {
-        self.limit.store(pages(limit_bytes), Ordering::Relaxed);
+    /// Another limit from now on; was there one before?
+    pub(crate) fn set_limit(&self, limit_bytes: Option<u64>) -> bool {
+        let before = self.limit.swap(pages(limit_bytes), Ordering::SeqCst);
         self.ring();
         self.look_again();
+        before != NONE
     }
 
     /// Evictions fail, or work again.
@@ -161,7 +162,7 @@ impl Room {
 
     /// Is there a limit?
     pub(crate) fn limited(&self) -> bool {
-        self.limit.load(Ordering::Relaxed) != NONE
+        self.limit.load(Ordering::SeqCst) != NONE
     }
 
     /// The limit in bytes.
@@ -286,7 +287,7 @@ mod tests {
         assert!(room.try_take(1));
         room.set_stuck(false);
         assert!(!room.try_take(1));
-        room.set_limit(None);
+        assert!(room.set_limit(None));
         assert!(room.try_take(1 << 40));
         assert_eq!(room.excess(), 0);
     }

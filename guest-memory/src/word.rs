@@ -225,12 +225,6 @@ impl PageWord {
         (self.0 & PINS) >> PINS_SHIFT
     }
 
-    /// Are its bytes in the RAM file, as far as is decided?
-    pub(crate) const fn is_resident(self) -> bool {
-        use PageState as S;
-        matches!(self.state(), S::Mapped | S::Unmapping | S::Idle | S::Storing)
-    }
-
     /// Edge: somebody needs the page now. `at_hand` says whether the store can answer without waiting.
     pub(crate) fn fault(&mut self, at_hand: impl Fn(Slot) -> bool) -> OnFault {
         match (self.state(), self.slot()) {

@@ -41,6 +41,7 @@ use self::first::{First, Source};
 use crate::address::{Gfn, PAGE_BYTES, PageIndex, pages_in};
 use crate::layout::{HOLE_START, RamLayout};
 use crate::pass::MayWait;
+use crate::policy::{Entry, Policy};
 use crate::ram::{GuestSlot, slots};
 use crate::stats::PagerStats;
 use crate::stores::StoreSpec;
@@ -64,6 +65,8 @@ pub const MIN_RESIDENT_LIMIT_BYTES: u64 = 4 << 20;
 /// How often a caller's fault that finds the page in other hands, or gone again, looks anew before it
 /// lets the guest fault again.
 const LOOKS: u32 = 16;
+/// How many pages the policy is told of under one lock.
+const SURVEY_PAGES: u32 = 1024;
 /// How long an eviction that somebody asked for waits for a page that another thread is at.
 const OWNER_LIMIT: Duration = Duration::from_millis(20);
 
@@ -319,18 +322,38 @@ impl Core {
     }
 
     fn set_limit(&self, bytes: Option<u64>) {
-        let before = self.room.limited();
-        self.room.set_limit(bytes);
-        if before || bytes.is_none() {
+        if self.room.set_limit(bytes) || bytes.is_none() {
             return;
         }
-        // Without a limit nobody told the policy what is in memory.
-        let Some(mut policy) = self.policy() else { return };
-        for page in self.layout.all_pages().iter() {
-            if self.table.word(page).is_resident() {
-                policy.entered(page, crate::policy::Entry::Fresh);
+        // Without a limit nobody told the policy what is in memory and what is not.
+        let mut late = Vec::new();
+        let mut left = Some(self.layout.all_pages());
+        while let Some(run) = left {
+            let mut policy = self.policy_always();
+            for page in run.iter().take(SURVEY_PAGES as usize) {
+                if !self.survey(&mut policy, page) {
+                    late.push(page);
+                }
             }
+            left = run.suffix(SURVEY_PAGES.min(run.pages()));
         }
+        // Who was installing these may have asked for the limit before there was one.
+        for page in late {
+            self.wait_for_owner(page);
+            self.survey(&mut self.policy_always(), page);
+        }
+    }
+
+    /// Tells the policy whether a page is in memory; false if that is just being decided.
+    fn survey(&self, policy: &mut Policy, page: PageIndex) -> bool {
+        use crate::word::PageState as S;
+        match self.table.state(page) {
+            S::Mapped | S::Unmapping | S::Idle | S::Storing => policy.entered(page, Entry::Fresh),
+            S::Zero | S::Stored | S::Failed => policy.left(page),
+            S::Dropping | S::Fetching => {}
+            S::Installing => return false,
+        }
+        true
     }
 
     fn stats(&self, resident_bytes: u64) -> PagerStats {

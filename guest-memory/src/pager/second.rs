@@ -149,11 +149,16 @@ impl Core {
             let error = self.on_pages("fill", PageRun::single(page))(error);
             return self.give_up(page, error);
         }
+        // An Idle page is anybody's: the policy hears of it before it hears what they do with it.
+        let policy = self.policy();
         match self.table.edge(page, PageWord::fetched) {
-            OnFetched::Wanted => self.enter_and_map(page),
+            OnFetched::Wanted => {
+                drop(policy);
+                self.enter_and_map(page);
+            }
             OnFetched::Idle => {
                 self.counters.stored_pages.sub(1);
-                if let Some(mut policy) = self.policy() {
+                if let Some(mut policy) = policy {
                     policy.entered(page, Entry::Prefetched);
                 }
             }

@@ -187,7 +187,7 @@ impl Core {
         self.counters.stored_pages.add(pages.len() as u64);
         self.room.give(pages.len() as u64);
         if let Some(mut policy) = self.policy() {
-            pages.iter().for_each(|page| policy.evicted(*page));
+            pages.iter().for_each(|page| policy.gone(*page));
         }
         for page in pages {
             if self.table.edge(page, PageWord::dropped) == OnDropped::Wanted {

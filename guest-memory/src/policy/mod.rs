@@ -33,9 +33,10 @@
 //! | evicted   | -          | -       | -       | -       | Ghost   |
 //! | kept      | -          | -       | -       | -       | Idle    |
 //! | left      | Out        | Out     | Out     | Out     | Out     |
+//! | gone      | -          | Out     | Out     | Out     | Ghost   |
 //!
 //! So an outcome ends only the flight that it belongs to, and a fault outruns it. Whoever reports
-//! `left` has made sure, under the lock around the policy, that the page is out of memory.
+//! `left` or `gone` has made sure, under the lock around the policy, that the page is out of memory.
 //!
 //! Pure: no clock, no lock, no system call but the table's mapping.
 
@@ -351,6 +352,16 @@ impl Policy {
     /// Evictions so far, modulo 2^32: the clock of ghosts.
     const fn clock(&self) -> u32 {
         self.evictions as u32
+    }
+
+    /// The page is in the store and no longer in memory, as a victim or because somebody asked for it.
+    /// The caller sees to it that nobody brings it back before this is reported.
+    pub(crate) fn gone(&mut self, page: PageIndex) {
+        match self.lists.word(page).place() {
+            Place::Leaving => self.evicted(page),
+            Place::Out | Place::Ghost => {}
+            Place::Mapped | Place::Ageing | Place::Idle => self.left(page),
+        }
     }
 
     /// Moves the page and keeps count.

@@ -19,6 +19,7 @@ enum Call {
     Evicted(u32),
     Kept(u32),
     Left(u32),
+    Gone(u32),
     Capacity(u32),
 }
 
@@ -36,6 +37,7 @@ fn calls() -> impl Strategy<Value = Vec<Call>> {
         4 => page().prop_map(Call::Evicted),
         1 => page().prop_map(Call::Kept),
         1 => page().prop_map(Call::Left),
+        1 => page().prop_map(Call::Gone),
         1 => (0..PAGES).prop_map(Call::Capacity),
     ];
     prop::collection::vec(call, 0..300)
@@ -49,7 +51,8 @@ fn after(call: Call, place: Place) -> Place {
         (Call::Entered(_, Entry::Prefetched), same) => same,
         (Call::Entered(..) | Call::Touched(_), _) | (Call::NotAged(_), Ageing) => Mapped,
         (Call::Aged(_), Ageing) | (Call::Kept(_), Leaving) => Idle,
-        (Call::Evicted(_), Leaving) => Ghost,
+        (Call::Evicted(_) | Call::Gone(_), Leaving) => Ghost,
+        (Call::Gone(_), Mapped | Ageing | Idle) => Out,
         (Call::Left(_), _) => Out,
         (_, same) => same,
     }
@@ -100,6 +103,7 @@ fn apply(policy: &mut Policy, model: &mut Model, call: Call) -> Result<(), TestC
         Call::Evicted(page) => policy.evicted(PageIndex(page)),
         Call::Kept(page) => policy.kept(PageIndex(page)),
         Call::Left(page) => policy.left(PageIndex(page)),
+        Call::Gone(page) => policy.gone(PageIndex(page)),
         Call::Capacity(pages) => policy.set_capacity(pages),
         Call::Age(max) => {
             policy.age(max, &mut pages);
@@ -117,7 +121,9 @@ fn apply(policy: &mut Policy, model: &mut Model, call: Call) -> Result<(), TestC
         Call::Entered(page, _) | Call::Touched(page) | Call::Aged(page) | Call::NotAged(page) => {
             model.report(call, page);
         }
-        Call::Evicted(page) | Call::Kept(page) | Call::Left(page) => model.report(call, page),
+        Call::Evicted(page) | Call::Kept(page) | Call::Left(page) | Call::Gone(page) => {
+            model.report(call, page);
+        }
         Call::Age(_) | Call::Victims(_) | Call::Capacity(_) => {}
     }
     Ok(())
