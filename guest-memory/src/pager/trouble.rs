@@ -2,8 +2,7 @@
 //! reads fail, who needs the pages waits (the VMM pauses the guest); while writes fail, pages stay in
 //! memory.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::core::Core;
 use super::work::Work;
@@ -19,10 +18,13 @@ pub struct Health {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Trouble {
+pub(super) struct Trouble(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
     /// Works that fail again and again.
-    reads: AtomicU64,
-    why: Mutex<Health>,
+    works: u64,
+    health: Health,
 }
 
 impl Core {
@@ -31,45 +33,60 @@ impl Core {
         if std::mem::replace(&mut work.in_trouble, true) {
             return;
         }
-        if self.trouble.reads.fetch_add(1, Ordering::SeqCst) == 0 {
-            self.change_health(|health| health.reads = Some(error.to_string()));
-        }
+        self.change_health(|known| {
+            known.works += 1;
+            known.health.reads.get_or_insert_with(|| error.to_string());
+        });
     }
 
     /// A work in trouble has ended, well or not.
     pub(super) fn trouble_over(&self) {
-        if self.trouble.reads.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.change_health(|health| health.reads = None);
-        }
+        self.change_health(|known| {
+            known.works -= 1;
+            if known.works == 0 {
+                known.health.reads = None;
+            }
+        });
     }
 
     /// After a batch of writes: why some were refused, if so, and how many pages left all the same.
     pub(super) fn note_writes(&self, refused: Option<&StoreError>, left: usize) {
         match refused {
-            Some(error) if left == 0 => {
+            // Without a limit whoever asked for the eviction hears of it, and nobody else need.
+            Some(error) if left == 0 && self.room.limited() => self.change_health(|known| {
+                known.health.writes = Some(error.to_string());
                 self.room.set_stuck(true);
-                self.change_health(|health| health.writes = Some(error.to_string()));
-            }
-            Some(_) => {}
-            None if left > 0 && self.room.is_stuck() => {
+            }),
+            None if left > 0 => self.evictions_work(),
+            Some(_) | None => {}
+        }
+    }
+
+    /// Evictions work again, or need not.
+    pub(super) fn evictions_work(&self) {
+        if self.room.is_stuck() {
+            self.change_health(|known| {
+                known.health.writes = None;
                 self.room.set_stuck(false);
-                self.change_health(|health| health.writes = None);
-            }
-            None => {}
+            });
         }
     }
 
     pub(super) fn health(&self) -> Health {
-        self.trouble.why.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.known().health.clone()
     }
 
-    fn change_health(&self, change: impl FnOnce(&mut Health)) {
-        let mut health = self.trouble.why.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = health.clone();
-        change(&mut health);
-        if *health != before {
-            drop(health);
+    fn change_health(&self, change: impl FnOnce(&mut Known)) {
+        let mut known = self.known();
+        let before = known.health.clone();
+        change(&mut known);
+        if known.health != before {
+            drop(known);
             self.ring();
         }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.trouble.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
