@@ -72,9 +72,7 @@ impl Room {
     #[must_use]
     pub(crate) fn try_take(&self, pages: u64) -> bool {
         let taken = self.take_if_free(pages);
-        if self.excess() > 0 {
-            self.ring();
-        }
+        self.ring_if_full();
         taken
     }
 
@@ -152,6 +150,7 @@ impl Room {
     pub(crate) fn set_stuck(&self, stuck: bool) {
         if self.stuck.swap(stuck, Ordering::Relaxed) != stuck {
             self.look_again();
+            self.ring();
         }
     }
 
@@ -204,7 +203,13 @@ impl Room {
     /// A write-back is over.
     pub(crate) fn write_back_ended(&self) {
         self.write_backs.fetch_sub(1, Ordering::Relaxed);
-        if self.excess() > 0 {
+        self.ring_if_full();
+    }
+
+    /// Has the evictor look if there is something for it to do. While evictions fail it looks by itself,
+    /// now and then.
+    fn ring_if_full(&self) {
+        if self.excess() > 0 && !self.is_stuck() {
             self.ring();
         }
     }

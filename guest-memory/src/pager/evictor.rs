@@ -40,18 +40,22 @@ impl Core {
     /// One turn; says how soon the next is due if nobody asks before.
     fn make_room(self: &Arc<Self>) -> Option<Duration> {
         if !self.room.is_tight() {
+            // Whether evictions work does not matter any more.
+            self.evictions_work();
             return None;
         }
         let capacity = u32::try_from(self.room.capacity_pages()).unwrap_or(u32::MAX);
         self.policy_always().set_capacity(capacity);
         let aged = (0..AGE_BATCHES).take_while(|_| self.age() > 0).count();
+        let stuck = self.room.is_stuck();
         let excess = self.room.excess();
-        if excess == 0 {
+        if excess == 0 && !stuck {
             return None;
         }
-        let begun = self.begin_write_backs(excess);
+        // While the store takes nothing, a page asks whether it does again.
+        let begun = self.begin_write_backs(excess.max(1));
         match (begun, aged) {
-            _ if self.room.is_stuck() => Some(STUCK_PAUSE),
+            _ if stuck => Some(STUCK_PAUSE),
             // What begins rings again when it ends.
             (1.., _) => None,
             (0, _) => Some(IDLE_PAUSE),
