@@ -14,7 +14,7 @@ use crate::test::on_host_command;
 use crate::{binaries, child, images, nested, paths, setup};
 
 /// Memory of the nested machine when QEMU, its libraries and its guests live in it, in MiB.
-const MEMORY_MIB: u32 = 4096;
+const MEMORY_MIB: u32 = 1536;
 /// Time after which a benchmark in the nested machine is ended.
 const TIMEOUT: Duration = Duration::from_secs(1800);
 

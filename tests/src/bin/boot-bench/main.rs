@@ -1,9 +1,14 @@
 //! How fast a guest boots, and what the VMM costs: nowait beside QEMU's microvm, interleaved, on the
 //! same kernel and initramfs. `cargo xtask bench boot` runs it, in the emulated machine where there is
 //! no other; times there are emulated, so that only ratios count.
+//!
+//! A boot leaves the machine in another state than it found, which is faster or slower for whoever
+//! comes next. So within a round the order is random, and before each boot free memory is scrubbed
+//! (`scrub.rs`): both start alike.
 #![forbid(unsafe_code)]
 
 mod measure;
+mod scrub;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,7 +16,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 use nowait_tests::figures::{Figure, Report, SCHEMA};
-use nowait_tests::stats::{Estimate, median, median_estimate, median_ratio};
+use nowait_tests::stats::{Estimate, SplitMix64, median, median_estimate, median_ratio};
 
 use measure::{Boot, Footprint};
 
@@ -20,11 +25,14 @@ use measure::{Boot, Footprint};
 struct Args {
     /// Interleaved runs of nowait and microvm that count; one more before them warms the caches, and
     /// in every third the other configurations run too
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(15..=99))]
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(15..=99))]
     runs: u32,
     /// Write the figures to FILE
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Seed of the order within the rounds
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
 }
 
 /// One round in this many has all configurations.
@@ -55,6 +63,7 @@ fn run(args: &Args) -> Result<()> {
     let boots = Boot::all();
     let mut times = vec![Vec::new(); boots.len()];
     let (mut small, mut large) = (Vec::new(), Vec::new());
+    let mut order = SplitMix64(args.seed);
     for round in 0..=args.runs {
         eprintln!(
             "boot-bench: round {round} of {}{}",
@@ -63,7 +72,11 @@ fn run(args: &Args) -> Result<()> {
         );
         let with_others = round % OTHERS_EVERY == 0;
         let now = |boot: &Boot| with_others || matches!(*boot, Boot::NOWAIT | Boot::Microvm);
-        for (boot, times) in boots.iter().zip(&mut times).filter(|(boot, _)| now(boot)) {
+        let mut this_round: Vec<_> =
+            boots.iter().zip(&mut times).filter(|(boot, _)| now(boot)).collect();
+        order.shuffle(&mut this_round);
+        for (boot, times) in this_round {
+            scrub::free_memory().context("scrubbing free memory")?;
             let seconds = boot.time().with_context(|| format!("booting {}", boot.name()))?;
             if round > 0 {
                 times.push((round, seconds.as_secs_f64() * 1e3));
@@ -76,7 +89,7 @@ fn run(args: &Args) -> Result<()> {
     }
     let report = Report {
         schema: SCHEMA,
-        command: format!("cargo xtask bench boot --runs {}", args.runs),
+        command: format!("cargo xtask bench boot -- --runs {} --seed {}", args.runs, args.seed),
         host: measure::host(),
         figures: [time_figures(&times), footprint_figures(&small, &large)].concat(),
         details: details(&boots, &times, &small, &large),

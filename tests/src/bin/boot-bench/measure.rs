@@ -35,7 +35,7 @@ pub(crate) enum Boot {
 
 impl Boot {
     /// nowait with the default fault-around.
-    pub(crate) const NOWAIT: Self = Self::Nowait("64K");
+    pub(crate) const NOWAIT: Self = Self::Nowait("1M");
 
     pub(crate) fn all() -> Vec<Self> {
         vec![
@@ -43,8 +43,8 @@ impl Boot {
             Self::Microvm,
             Self::NowaitPopulated,
             Self::Nowait("4K"),
+            Self::Nowait("64K"),
             Self::Nowait("256K"),
-            Self::Nowait("1M"),
             Self::Nowait("2M"),
         ]
     }
