@@ -17,12 +17,14 @@ pub(crate) struct Options {
     /// Write the table as JSON too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Guest CPUs of each run
-    #[arg(long, value_name = "LIST", default_value = "1,2")]
-    cpus: String,
+    /// Numbers of guest CPUs, each 1 to 32
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,2",
+        value_parser = clap::value_parser!(u32).range(1..=32))]
+    cpus: Vec<u32>,
     /// Async page fault modes to compare
-    #[arg(long, value_name = "LIST", default_value = "host,kernel")]
-    apf: String,
+    #[arg(long, value_name = "APF,…", value_delimiter = ',', default_value = "host,kernel",
+        value_parser = ["host", "kernel"])]
+    apf: Vec<String>,
     /// Further options for `nowait stall`, after `--`
     #[arg(last = true)]
     stall: Vec<String>,
@@ -39,8 +41,9 @@ impl Options {
             "--initrd".to_owned(),
             format!("{images}/initramfs.cpio"),
         ];
-        for (name, value) in [("--cpus", &self.cpus), ("--apf", &self.apf)] {
-            words.extend([name.to_owned(), value.clone()]);
+        let cpus: Vec<String> = self.cpus.iter().map(u32::to_string).collect();
+        for (name, values) in [("--cpus", &cpus), ("--apf", &self.apf)] {
+            words.extend([name.to_owned(), values.join(",")]);
         }
         words.extend(self.stall.iter().cloned());
         if let Some(file) = json {
@@ -89,5 +92,41 @@ pub(crate) fn demo(options: &Options) -> Result<u8> {
             }
             Ok(code)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn parse(words: &[&str]) -> Result<Options, clap::Error> {
+        Cli::try_parse_from([&["demo"], words].concat()).map(|cli| cli.options)
+    }
+
+    #[test]
+    fn wrong_options_are_refused_before_anything_is_set_up() {
+        for wrong in ["--apf=fast", "--apf=host,", "--cpus=0", "--cpus=1,33", "--cpus=two"] {
+            assert!(parse(&[wrong]).is_err(), "{wrong}");
+        }
+        assert!(parse(&["--host", "--nested"]).is_err());
+    }
+
+    #[test]
+    fn options_reach_the_measuring_command() {
+        let options =
+            parse(&["--apf", "kernel", "--cpus", "1,4", "--", "--duration", "1s"]).unwrap();
+        let words = options.stall("nowait", "/images", Some("out.json")).join(" ");
+        assert!(
+            words.ends_with("--cpus 1,4 --apf kernel --duration 1s --json out.json"),
+            "{words}"
+        );
     }
 }

@@ -85,10 +85,12 @@ pub(crate) fn check_writable(file: &Path) -> Result<()> {
             format!("cannot write {}: {why}; name a file in a writable directory", file.display()),
         )
     };
-    if file.is_dir() {
-        return Err(fail("it is a directory".to_owned()));
+    let found = fs::metadata(file);
+    let existed = found.is_ok();
+    // Not opened: opening a pipe waits for its reader.
+    if found.is_ok_and(|found| !found.is_file()) {
+        return Err(fail("it is no regular file".to_owned()));
     }
-    let existed = file.exists();
     fs::OpenOptions::new()
         .create(true)
         .append(true)
