@@ -67,7 +67,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "STORE", default_value = "memory")]
     pub store: StoreSpec,
     /// Never-touched RAM that one fault brings in, a power of two of at least 4K
-    #[arg(long, value_name = "SIZE", default_value = "64K")]
+    #[arg(long, value_name = "SIZE", default_value = "1M")]
     pub fault_around: String,
     /// Have all RAM present at start (for comparison)
     #[arg(long)]
