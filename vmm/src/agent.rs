@@ -85,6 +85,8 @@ pub enum Step {
 pub struct Conversation {
     requests: VecDeque<Request>,
     greeted: bool,
+    /// The last request that was sent has no answer yet.
+    waiting: bool,
 }
 
 /// Why a conversation cannot go on.
@@ -107,13 +109,13 @@ impl Conversation {
     /// A conversation that has yet to begin.
     #[must_use]
     pub fn new(requests: Vec<Request>) -> Self {
-        Self { requests: requests.into(), greeted: false }
+        Self { requests: requests.into(), greeted: false, waiting: false }
     }
 
-    /// How many requests have not been sent.
+    /// How many requests have no answer, sent or not.
     #[must_use]
-    pub fn unsent(&self) -> usize {
-        self.requests.len()
+    pub fn unanswered(&self) -> usize {
+        self.requests.len() + usize::from(self.waiting)
     }
 
     /// Takes a report and says what to send next.
@@ -129,7 +131,10 @@ impl Conversation {
             _ if !self.greeted => return Err(AgentError::NotGreeted),
             _ => {}
         }
-        match self.requests.pop_front() {
+        let next = self.requests.pop_front();
+        // That one is answered by the end of the guest.
+        self.waiting = next.as_ref().is_some_and(|request| *request != Request::PowerOff);
+        match next {
             None => Ok(Step::Wait),
             Some(request) => encode_line(&request).map(Step::Send).map_err(AgentError::Request),
         }
@@ -189,9 +194,9 @@ mod tests {
         assert!(matches!(talk.on_report(&done), Err(AgentError::NotGreeted)));
         let first = encode_line(&exec("a")).unwrap();
         assert_eq!(talk.on_report(&hello(PROTOCOL)).unwrap(), Step::Send(first));
-        assert_eq!(talk.unsent(), 1);
+        assert_eq!(talk.unanswered(), 2);
         assert!(matches!(talk.on_report(&done).unwrap(), Step::Send(_)));
-        assert_eq!(talk.unsent(), 0);
+        assert_eq!(talk.unanswered(), 0);
         assert_eq!(talk.on_report(&done).unwrap(), Step::Wait);
     }
 

@@ -1,13 +1,18 @@
 //! The command line of `nowait`: parsing, and one line for whatever went wrong.
 
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 
 use crate::events::Signals;
+use crate::exit::ExitReason;
 use crate::machine::{Machine, MachineError, Outcome};
-use crate::output::{OutputError, OutputFile};
-use crate::spec::{RunArgs, Spec, SpecError};
+use crate::operand::FileId;
+use crate::output::{OutputError, OutputFile, STDOUT};
+use crate::patience::{self, Lines, Written};
+use crate::spec::{ConsoleKind, RunArgs, Spec, SpecError};
 use crate::{doctor, exit, probe, size, stall};
 
 /// A small KVM virtual machine monitor whose guest RAM is demand-paged by userfaultfd.
@@ -108,10 +113,7 @@ impl RunError {
 
 fn run(args: RunArgs) -> u8 {
     match try_run(args) {
-        Ok(outcome) => {
-            summarize(&outcome);
-            outcome.exit.code
-        }
+        Ok(code) => code,
         Err(error) => {
             complain(&error.to_string());
             error.exit_code()
@@ -119,29 +121,97 @@ fn run(args: RunArgs) -> u8 {
     }
 }
 
-fn try_run(args: RunArgs) -> Result<Outcome, RunError> {
+fn try_run(args: RunArgs) -> Result<u8, RunError> {
     let signals = Signals::new()?;
     let spec = Spec::from_args(args)?;
-    let output = |option| move |source| RunError::Output { option, source };
-    let json = spec.json.as_deref().map(OutputFile::open).transpose().map_err(output("--json"))?;
-    let report =
-        spec.report.as_deref().map(OutputFile::open).transpose().map_err(output("--report"))?;
-    let report = report.map(OutputFile::into_stream).transpose().map_err(output("--report"))?;
-    let outcome = Machine::build(spec)?.run(signals, report)?;
-    if let Some(file) = json {
-        let mut bytes = serde_json::to_vec_pretty(&outcome)?;
-        bytes.push(b'\n');
-        file.write(&bytes).map_err(output("--json"))?;
-    }
-    Ok(outcome)
+    let mut outputs = Outputs::claim(&spec)?;
+    let outcome = Machine::build(spec)?.run(signals, outputs.reports.take())?;
+    // Whoever asked for the end does not wait for a reader that may never come.
+    let stopped = matches!(outcome.exit.reason, ExitReason::Signal { .. } | ExitReason::UserStop);
+    let patience = stopped.then_some(STOPPED_PATIENCE);
+    let lines = summary(&outcome);
+    let _nobody_reads = patience::within(patience, move || lines.iter().for_each(|l| complain(l)));
+    outputs.finish(&outcome, patience)?;
+    Ok(match &outcome.console_failure {
+        Some(failure) if !failure.closed && outcome.exit.code == exit::OK => exit::FAILURE,
+        _ => outcome.exit.code,
+    })
 }
 
-/// What a user wants to know when a guest is gone; on standard error, for standard output is the
+/// How long a run that was stopped waits for the readers of its outputs.
+const STOPPED_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The files that a run writes.
+struct Outputs {
+    json: Option<OutputFile>,
+    /// Taken by the run.
+    reports: Option<Lines>,
+    written: Option<(PathBuf, Written)>,
+}
+
+impl Outputs {
+    /// Claims them, each another file than the other and than what the run reads.
+    fn claim(spec: &Spec) -> Result<Self, RunError> {
+        let failed = |option| move |source| RunError::Output { option, source };
+        let mut taken = spec.inputs();
+        let stdout = FileId::at(Path::new("/proc/self/fd/1"));
+        let uses_stdout = spec.console == ConsoleKind::Stdio
+            || [&spec.json, &spec.report].iter().any(|o| o.as_deref() == Some(Path::new(STDOUT)));
+        taken.extend(stdout.filter(|_| uses_stdout).map(|id| ("standard output", id)));
+        let open = |path: &Path, taken: &[_]| OutputFile::open_beside(path, taken);
+        let json = spec.json.as_deref().map(|path| open(path, &taken)).transpose();
+        let json = json.map_err(failed("--json"))?;
+        taken.extend(json.as_ref().and_then(OutputFile::id).map(|id| ("--json", id)));
+        let report = spec.report.as_deref().map(|path| open(path, &taken)).transpose();
+        let (mut reports, mut written) = (None, None);
+        if let Some(file) = report.map_err(failed("--report"))? {
+            let path = file.path().to_owned();
+            let out = file.into_stream().map_err(failed("--report"))?;
+            let (lines, end) =
+                Lines::start(out).map_err(MachineError::host("start a thread for --report"))?;
+            reports = Some(lines);
+            written = Some((path, end));
+        }
+        Ok(Self { json, reports, written })
+    }
+
+    /// Waits for the reports and writes the outcome, both at most this long.
+    fn finish(self, outcome: &Outcome, patience: Option<Duration>) -> Result<(), RunError> {
+        let json = self.json.map(|file| write_json(file, outcome, patience)).transpose();
+        if let Some((path, written)) = self.written {
+            let failed = |error| RunError::Output {
+                option: "--report",
+                source: OutputError::Write { path, source: io::Error::other(error) },
+            };
+            match outcome.exit.reason {
+                // That the writer failed may have been the end of the run, and was said then.
+                ExitReason::Failure { .. } => drop(written.wait(Some(STOPPED_PATIENCE))),
+                _ => written.wait(patience).map_err(failed)?,
+            }
+        }
+        json.map(drop)
+    }
+}
+
+fn write_json(
+    file: OutputFile,
+    outcome: &Outcome,
+    patience: Option<Duration>,
+) -> Result<(), RunError> {
+    let mut bytes = serde_json::to_vec_pretty(outcome)?;
+    bytes.push(b'\n');
+    let path = file.path().to_owned();
+    patience::within(patience, move || file.write(&bytes))
+        .unwrap_or(Err(OutputError::NotTaken(path)))
+        .map_err(|source| RunError::Output { option: "--json", source })
+}
+
+/// What a user wants to know when a guest is gone; for standard error, since standard output is the
 /// guest's.
-fn summarize(outcome: &Outcome) {
+fn summary(outcome: &Outcome) -> Vec<String> {
     let pager = &outcome.pager;
     let seconds = outcome.elapsed_us as f64 / 1e6;
-    let lines = [
+    let mut lines = vec![
         format!("{} after {seconds:.2} s (exit code {})", outcome.exit.reason, outcome.exit.code),
         format!(
             "pages: {} of {} ever touched; {} resident at the end",
@@ -150,20 +220,18 @@ fn summarize(outcome: &Outcome) {
             size::show(pager.resident_bytes)
         ),
         format!(
-            "faults: {} missing, {} minor; pages: {} loaded at start, {} zero on a fault and {} around it, \
-             {} evicted, {} fetched back",
-            pager.messages_missing,
-            pager.messages_minor,
-            pager.pages_loaded,
-            pager.zero_faults,
-            pager.fault_around_pages,
-            pager.evicted_pages,
-            pager.fetched_pages
+            "pages: {} loaded at start, {} zero on a fault, {} zero around one",
+            pager.pages_loaded, pager.zero_faults, pager.fault_around_pages,
+        ),
+        format!(
+            "faults: {} missing, {} minor; {} pages evicted, {} fetched back",
+            pager.messages_missing, pager.messages_minor, pager.evicted_pages, pager.fetched_pages
         ),
     ];
-    for line in lines {
-        complain(&line);
-    }
+    lines.extend(outcome.console_failure.as_ref().map(|failure| {
+        format!("standard output: {}: what the guest wrote to it is lost", failure.message)
+    }));
+    lines
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The main loop: waits for whatever may end a run or has to be passed on, and holds no lock.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,21 +10,24 @@ use std::time::{Duration, Instant};
 use guest_memory::{Health, Pager};
 use nowait_wire::agent::{Report, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use rustix::process::{Signal, getpid, kill_process};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::agent::{Conversation, Message, Step};
 use crate::devices::Bus;
 use crate::exit::{self, ExitReason};
 use crate::machine::MachineError;
+use crate::patience::{Lines, Push};
 use crate::spec::ConsoleKind;
 use crate::terminal::{self, Command, EscapeFilter, RawMode};
 use crate::threads::VcpuThreads;
 
 /// Typed bytes read at once.
 const INPUT_CHUNK_BYTES: usize = 4096;
-/// How soon typed bytes that the guest had no room for are offered again.
-const INPUT_RETRY: Duration = Duration::from_millis(20);
+/// How soon what could not be passed on is offered again: typed bytes to the guest, reports to
+/// their reader.
+const RETRY: Duration = Duration::from_millis(5);
 
 /// What a run takes from outside.
 pub(crate) struct Input {
@@ -35,15 +38,14 @@ pub(crate) struct Input {
     /// For the agent.
     pub requests: Vec<Request>,
     /// Where reports go.
-    pub report: Option<Box<dyn Write>>,
+    pub report: Option<Lines>,
 }
 
 /// The state of the main loop.
 pub(crate) struct Events {
     bus: Arc<Bus>,
     signals: Signals,
-    /// Dropped last of what touches the terminal.
-    _raw: Option<RawMode>,
+    raw: Option<RawMode>,
     /// `None` at the end of the input, or when there is no console.
     stdin: Option<io::Stdin>,
     escape: EscapeFilter,
@@ -54,8 +56,10 @@ pub(crate) struct Events {
     unsent: Vec<u8>,
     messages: Receiver<Message>,
     message_event: EventFd,
-    report: Option<Box<dyn Write>>,
     health: Health,
+    report: Option<Lines>,
+    /// A report that its reader was not ready for: no further message is taken before it.
+    held: Option<Vec<u8>>,
 }
 
 impl Events {
@@ -66,7 +70,9 @@ impl Events {
         messages: Receiver<Message>,
         message_event: EventFd,
     ) -> Result<Self, MachineError> {
-        signals.starting.store(false, Ordering::SeqCst);
+        signals.at_once.store(false, Ordering::SeqCst);
+        // A stop during the start has been and gone.
+        signals.stop.store(false, Ordering::SeqCst);
         let (raw, stdin) = match input.console {
             ConsoleKind::None => (None, None),
             ConsoleKind::Stdio => (
@@ -77,7 +83,7 @@ impl Events {
         Ok(Self {
             bus,
             signals,
-            _raw: raw,
+            raw,
             stdin,
             escape: EscapeFilter::default(),
             typed: Vec::new(),
@@ -89,6 +95,7 @@ impl Events {
             message_event,
             report: input.report,
             health: Health::default(),
+            held: None,
         })
     }
 
@@ -104,6 +111,7 @@ impl Events {
             if let Some(signal) = self.signals.pending() {
                 return Ok(ExitReason::Signal { signal });
             }
+            self.job_control()?;
             if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Ok(failure("the run took longer than --timeout allows"));
             }
@@ -153,10 +161,29 @@ impl Events {
         self.health = now;
     }
 
-    /// Ends the conversation: from here on nobody waits for this loop. Returns how many requests were
-    /// never sent.
-    pub(crate) fn close(self) -> usize {
-        self.conversation.unsent()
+    /// Ends the conversation: from here on nobody waits for this loop, the terminal has its former mode,
+    /// and a signal ends the process at once. Returns how many requests got no answer.
+    pub(crate) fn close(mut self) -> usize {
+        drop(self.raw.take());
+        self.signals.at_once.store(true, Ordering::SeqCst);
+        self.conversation.unanswered()
+    }
+
+    /// Stops when asked to (Ctrl-Z of another terminal's `kill -TSTP`), with the terminal as it was, and
+    /// takes it back when we go on.
+    fn job_control(&mut self) -> Result<(), MachineError> {
+        if self.signals.stop.swap(false, Ordering::SeqCst) {
+            if let Some(raw) = &mut self.raw {
+                raw.suspend();
+            }
+            let _ = kill_process(getpid(), Signal::STOP);
+        }
+        if self.signals.go_on.swap(false, Ordering::SeqCst)
+            && let Some(raw) = &mut self.raw
+        {
+            raw.resume().map_err(MachineError::host("set the terminal to raw mode"))?;
+        }
+        Ok(())
     }
 
     /// Waits for an event; true when standard input has something.
@@ -167,14 +194,20 @@ impl Events {
             PollFd::from_borrowed_fd(fd::borrow(&self.message_event), PollFlags::IN),
             PollFd::from_borrowed_fd(fd::borrow(pager.event()), PollFlags::IN),
         ];
+        if let Some(lines) = &self.report {
+            fds.push(PollFd::from_borrowed_fd(fd::borrow(lines.failed()), PollFlags::IN));
+        }
         let others = fds.len();
-        let backlog = !self.typed.is_empty() || !self.unsent.is_empty();
-        if let (Some(stdin), false) = (&self.stdin, backlog) {
+        let ours = self.raw.as_ref().is_none_or(RawMode::in_foreground);
+        if let (Some(stdin), true, true) = (&self.stdin, self.typed.is_empty(), ours) {
             fds.push(PollFd::new(stdin, PollFlags::IN));
         }
+        let backlog = !self.typed.is_empty()
+            || !self.unsent.is_empty()
+            || self.held.is_some()
+            || self.bus.console.has_input();
         let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let timeout =
-            if backlog { Some(left.unwrap_or(INPUT_RETRY).min(INPUT_RETRY)) } else { left };
+        let timeout = if backlog { Some(left.unwrap_or(RETRY).min(RETRY)) } else { left };
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -185,7 +218,17 @@ impl Events {
 
     fn take_messages(&mut self) -> Option<ExitReason> {
         let _ = self.message_event.read();
-        while let Ok(message) = self.messages.try_recv() {
+        if let Some(error) = self.report.as_ref().and_then(Lines::failure) {
+            return Some(failure(&format!("--report: cannot write: {error}")));
+        }
+        if let Some(line) = self.held.take()
+            && let Err(message) = self.pass_on(line)
+        {
+            return Some(failure(&message));
+        }
+        while self.held.is_none()
+            && let Ok(message) = self.messages.try_recv()
+        {
             let step = match message {
                 Ok(report) => self.take_report(&report),
                 // A guest may write what it likes on its second UART; it matters only when asked.
@@ -202,17 +245,27 @@ impl Events {
     }
 
     fn take_report(&mut self, report: &Report) -> Result<Step, String> {
-        if let Some(out) = &mut self.report {
+        if self.report.is_some() {
             let mut line = serde_json::to_vec(report).map_err(|error| error.to_string())?;
             line.push(b'\n');
-            out.write_all(&line)
-                .and_then(|()| out.flush())
-                .map_err(|error| format!("--report: cannot write: {error}"))?;
+            self.pass_on(line)?;
         }
         if !self.has_requests {
             return Ok(Step::Wait);
         }
         self.conversation.on_report(report).map_err(|error| error.to_string())
+    }
+
+    /// Gives a report to its writer, or keeps it until that has room.
+    fn pass_on(&mut self, line: Vec<u8>) -> Result<(), String> {
+        match self.report.as_ref().map(|lines| lines.push(line)) {
+            None | Some(Push::Taken) => Ok(()),
+            Some(Push::Full(line)) => {
+                self.held = Some(line);
+                Ok(())
+            }
+            Some(Push::Failed(error)) => Err(format!("--report: cannot write: {error}")),
+        }
     }
 
     /// Reads typed bytes; those for the guest wait in `typed`.
@@ -254,14 +307,22 @@ fn failure(message: &str) -> ExitReason {
 
 /// The signals that end a run, as a descriptor to wait for.
 ///
-/// Made before anything else of a run, so that no signal ends the process without its exit code; one
-/// that comes early is seen when the main loop begins.
+/// Made before anything else of a run, so that no signal ends the process without its exit code.
+///
+/// ```text
+///   starting           main loop                       ending
+///   at once, code 16   terminal back, run over, 16     at once, code 16: results may never be taken
+/// ```
 #[derive(Debug)]
 pub struct Signals {
     wake: UnixStream,
     last: Arc<AtomicUsize>,
-    /// Until the main loop begins, a signal ends the process at once: opening a file may block.
-    starting: Arc<AtomicBool>,
+    /// Outside of the main loop a signal ends the process at once: reading or writing a file may wait.
+    at_once: Arc<AtomicBool>,
+    /// SIGTSTP came.
+    stop: Arc<AtomicBool>,
+    /// SIGCONT came.
+    go_on: Arc<AtomicBool>,
 }
 
 impl Signals {
@@ -277,15 +338,21 @@ impl Signals {
         let (wake, write) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
         let last = Arc::new(AtomicUsize::new(0));
-        let starting = Arc::new(AtomicBool::new(true));
+        let at_once = Arc::new(AtomicBool::new(true));
         for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
             let code = i32::from(exit::STOPPED);
-            signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&starting))?;
+            signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&at_once))?;
             // The number first, so that whoever wakes finds it.
             signal_hook::flag::register_usize(signal, Arc::clone(&last), signal as usize)?;
             signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
         }
-        Ok(Self { wake, last, starting })
+        let (stop, go_on) = (Arc::default(), Arc::default());
+        signal_hook::flag::register_conditional_default(SIGTSTP, Arc::clone(&at_once))?;
+        for (signal, flag) in [(SIGTSTP, &stop), (SIGCONT, &go_on)] {
+            signal_hook::flag::register(signal, Arc::clone(flag))?;
+            signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
+        }
+        Ok(Self { wake, last, at_once, stop, go_on })
     }
 
     fn pending(&self) -> Option<i32> {

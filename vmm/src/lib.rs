@@ -5,14 +5,17 @@
 pub mod agent;
 pub mod boot;
 pub mod commands;
+pub mod console;
 pub mod devices;
 pub mod doctor;
 pub mod events;
 pub mod exit;
 pub mod kvm;
 pub mod machine;
+pub mod operand;
 pub mod output;
 pub mod paging;
+pub mod patience;
 pub mod probe;
 pub mod sigbus;
 pub mod size;

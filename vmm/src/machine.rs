@@ -22,6 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::agent::{self, LineSink};
 use crate::boot::{self, BootError, Payload, regs};
+use crate::console::{self, ConsoleOut};
 use crate::devices::power::Power;
 use crate::devices::serial::{IrqLine, Uart};
 use crate::devices::{Bus, ports};
@@ -31,6 +32,7 @@ use crate::kvm::prefault::Prefault;
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::{self, KvmError, cpuid};
 use crate::paging::{Crew, FaultSource, WorkerStats};
+use crate::patience::Lines;
 use crate::size;
 use crate::spec::{ConsoleKind, Spec};
 use crate::threads::{Paging, VcpuThreads};
@@ -109,8 +111,8 @@ pub struct Outcome {
     pub memory_bytes: u64,
     /// Who handled async page faults.
     pub apf: cpuid::Apf,
-    /// Agent requests that were never sent.
-    pub requests_unsent: usize,
+    /// Agent requests that got no answer.
+    pub requests_unanswered: usize,
     /// Pages that were put into KVM's page tables before the guest touched them; `None` where KVM
     /// cannot do it (Linux before 6.11).
     pub pages_mapped_ahead: Option<u64>,
@@ -120,6 +122,9 @@ pub struct Outcome {
     pub workers: WorkerStats,
     /// What the pager did.
     pub pager: guest_memory::PagerStats,
+    /// Why what the guest wrote to the console is not all on standard output.
+    #[serde(skip)]
+    pub console_failure: Option<console::Failure>,
 }
 
 /// Why a run ended, with the exit code.
@@ -142,6 +147,7 @@ pub struct Machine {
     _vm: VmFd,
     vcpus: Vec<Vcpu>,
     bus: Arc<Bus>,
+    console: ConsoleOut,
     pager: Arc<Pager>,
     crew: Arc<Crew>,
     prefault: Option<Prefault>,
@@ -205,26 +211,23 @@ impl Machine {
         let (sink, messages) = sync_channel(agent::QUEUE_MESSAGES);
         let message_event = event("make an eventfd")?;
         let wake = message_event.try_clone().map_err(MachineError::host("clone an eventfd"))?;
+        let console = ConsoleOut::new();
         let console_out: Box<dyn std::io::Write + Send> = match spec.console {
-            ConsoleKind::Stdio => Box::new(std::io::stdout()),
+            ConsoleKind::Stdio => Box::new(console.clone()),
             ConsoleKind::None => Box::new(std::io::sink()),
         };
-        let console = uart(&vm, ports::COM1_IRQ, console_out)?;
-        let agent = uart(&vm, ports::COM2_IRQ, Box::new(LineSink::new(sink, wake)))?;
+        let com1 = uart(&vm, ports::COM1_IRQ, console_out)?.paced();
+        let com2 = uart(&vm, ports::COM2_IRQ, Box::new(LineSink::new(sink, wake)))?;
         let power = Power::new(spec.debug_exit);
-        let bus = Arc::new(Bus::new(console, agent, power, Arc::clone(&pager)));
-        Ok(Self { spec, _vm: vm, vcpus, bus, pager, crew, prefault, messages, message_event })
+        let bus = Arc::new(Bus::new(com1.into(), com2.into(), power, Arc::clone(&pager)));
+        Ok(Self { spec, _vm: vm, vcpus, bus, console, pager, crew, prefault, messages, message_event })
     }
 
     /// Runs the guest to its end. Reports of the agent go to `report` as they come.
     ///
     /// # Errors
     /// When threads or signal handlers cannot be set up.
-    pub fn run(
-        self,
-        signals: Signals,
-        report: Option<Box<dyn std::io::Write>>,
-    ) -> Result<Outcome, MachineError> {
+    pub fn run(self, signals: Signals, report: Option<Lines>) -> Result<Outcome, MachineError> {
         let exits = event("make an eventfd")?;
         let (spec, pager) = (self.spec, self.pager);
         let input = Input {
@@ -240,7 +243,8 @@ impl Machine {
         let threads = VcpuThreads::start(self.vcpus, &self.bus, &paging, &exits)?;
         let reason = events.wait(&threads, &exits, &pager)?;
         // Vcpu threads may wait for the main loop to take a message: it is gone from here on.
-        let requests_unsent = events.close();
+        let requests_unanswered = events.close();
+        self.console.abandon();
         threads.stop(STOP_TIMEOUT);
         // Before the VM goes: destroying it waits for KVM's workers, and these may wait for pages.
         let (pager_stats, worker_stats) = (pager.stats(), self.crew.stats());
@@ -250,6 +254,15 @@ impl Machine {
         if let Some(prefault) = self.prefault {
             prefault.finish();
         }
+        let reason = match reason {
+            ExitReason::PowerOff if requests_unanswered > 0 => ExitReason::Failure {
+                message: format!(
+                    "the guest powered off with {} to its agent unanswered",
+                    size::count(requests_unanswered as u64, "request")
+                ),
+            },
+            other => other,
+        };
         let code = reason.code();
         Ok(Outcome {
             schema: SCHEMA,
@@ -258,11 +271,12 @@ impl Machine {
             cpus: spec.cpus,
             memory_bytes: spec.memory_bytes,
             apf: spec.apf,
-            requests_unsent,
+            requests_unanswered,
             pages_mapped_ahead,
             fault_source: spec.fault_source,
             pager: pager_stats,
             workers: worker_stats.into(),
+            console_failure: self.console.failure().cloned(),
         })
     }
 }
@@ -279,10 +293,6 @@ fn event(what: &'static str) -> Result<EventFd, MachineError> {
     EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(MachineError::host(what))
 }
 
-fn uart(
-    vm: &VmFd,
-    irq: u8,
-    out: Box<dyn std::io::Write + Send>,
-) -> Result<Arc<Uart>, MachineError> {
-    Ok(Arc::new(Uart::new(IrqLine(kvm::irq_line(vm, irq)?), out)))
+fn uart(vm: &VmFd, irq: u8, out: Box<dyn std::io::Write + Send>) -> Result<Uart, MachineError> {
+    Ok(Uart::new(IrqLine(kvm::irq_line(vm, irq)?), out))
 }

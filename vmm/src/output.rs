@@ -9,11 +9,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, fcntl_getfl, fcntl_setfl, flock};
 use rustix::io::Errno;
+
+use crate::operand::FileId;
 
 /// The operand that stands for standard output.
 pub const STDOUT: &str = "-";
@@ -34,6 +36,20 @@ pub enum OutputError {
     /// Another process holds the file.
     #[error("'{0}' is being written by another run: wait until it ends, or name another file")]
     InUse(PathBuf),
+    /// The run uses the file for something else.
+    #[error("'{path}' is also {other}: name another file")]
+    Taken {
+        /// The file.
+        path: PathBuf,
+        /// What else it is.
+        other: String,
+    },
+    /// A pipe with no other end.
+    #[error("nobody reads the pipe '{0}': start its reader first")]
+    NoReader(PathBuf),
+    /// Nobody took the content from a pipe.
+    #[error("'{0}' was not written: nobody reads what it leads to")]
+    NotTaken(PathBuf),
     /// The file system cannot lock.
     #[error("cannot lock '{path}': {source}; name a file on a local file system")]
     Lock {
@@ -68,10 +84,31 @@ impl OutputFile {
     /// # Errors
     /// When it cannot be opened or locked, or another run has it.
     pub fn open(path: &Path) -> Result<Self, OutputError> {
+        Self::open_beside(path, &[])
+    }
+
+    /// Claims a file that must be none of these, each with what it is.
+    ///
+    /// # Errors
+    /// When it is one of them, cannot be opened or locked, or another run has it.
+    pub fn open_beside(path: &Path, taken: &[(&'static str, FileId)]) -> Result<Self, OutputError> {
         if path == Path::new(STDOUT) {
             return Ok(Self(Target::Stdout));
         }
+        let id = FileId::at(path);
+        if let Some((other, _)) = taken.iter().find(|(_, other)| Some(*other) == id) {
+            return Err(OutputError::Taken { path: path.to_owned(), other: (*other).to_owned() });
+        }
         Claim::new(path).map(Target::File).map(Self)
+    }
+
+    /// The regular file that this is, if it is one.
+    #[must_use]
+    pub fn id(&self) -> Option<FileId> {
+        match &self.0 {
+            Target::Stdout => FileId::at(Path::new("/proc/self/fd/1")),
+            Target::File(claim) => claim.file.metadata().ok().as_ref().and_then(FileId::new),
+        }
     }
 
     /// Whether this is standard output.
@@ -104,7 +141,7 @@ impl OutputFile {
     ///
     /// # Errors
     /// When the file cannot be emptied.
-    pub fn into_stream(self) -> Result<Box<dyn Write>, OutputError> {
+    pub fn into_stream(self) -> Result<Box<dyn Write + Send>, OutputError> {
         match self.0 {
             Target::Stdout => Ok(Box::new(io::stdout())),
             Target::File(claim) => match claim.clear() {
@@ -114,7 +151,9 @@ impl OutputFile {
         }
     }
 
-    fn path(&self) -> &Path {
+    /// The operand that names it.
+    #[must_use]
+    pub fn path(&self) -> &Path {
         match &self.0 {
             Target::Stdout => Path::new(STDOUT),
             Target::File(claim) => &claim.path,
@@ -135,7 +174,14 @@ impl Claim {
     fn new(path: &Path) -> Result<Self, OutputError> {
         let failed = |source| OutputError::Open { path: path.to_owned(), source };
         for _ in 0..OPEN_ATTEMPTS {
-            let (file, created) = open(path).map_err(failed)?;
+            let (file, created) = open(path).map_err(|source| match source.raw_os_error() {
+                Some(libc::ENXIO) if is_fifo(path) => OutputError::NoReader(path.to_owned()),
+                _ => failed(source),
+            })?;
+            // Devices and pipes can be shared, and are.
+            if !file.metadata().map_err(failed)?.is_file() {
+                return Ok(Self { path: path.to_owned(), file, remove_on_drop: false });
+            }
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => return Err(OutputError::InUse(path.to_owned())),
@@ -180,16 +226,27 @@ impl Drop for Claim {
     }
 }
 
-/// Opens a file for writing: also whether it was not there before.
+/// Opens a file for writing, without waiting: also whether it was not there before.
 fn open(path: &Path) -> io::Result<(File, bool)> {
     match OpenOptions::new().write(true).create_new(true).open(path) {
         Ok(file) => Ok((file, true)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+                .open(path)?;
+            // What is written to it may wait.
+            fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
             Ok((file, false))
         }
         Err(error) => Err(error),
     }
+}
+
+fn is_fifo(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo())
 }
 
 fn is_at(file: &File, path: &Path) -> io::Result<bool> {
@@ -251,6 +308,46 @@ mod tests {
         let (_dir, path) = scratch();
         drop(OutputFile::open(&path).unwrap().into_stream().unwrap());
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_that_the_run_uses_otherwise_is_refused_by_any_name_and_unharmed() {
+        let (dir, path) = scratch();
+        fs::write(&path, "a kernel").unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let taken = [("--kernel", FileId::at(&path).unwrap())];
+        for name in [&path, &link] {
+            let error = OutputFile::open_beside(name, &taken).unwrap_err();
+            assert!(error.to_string().contains("is also --kernel"), "{error}");
+        }
+        assert_eq!(fs::read(&path).unwrap(), b"a kernel");
+        let json = OutputFile::open(&dir.path().join("new")).unwrap();
+        let taken = [("--json", json.id().unwrap())];
+        assert!(OutputFile::open_beside(&dir.path().join("new"), &taken).is_err());
+    }
+
+    #[test]
+    fn a_pipe_needs_a_reader_and_is_not_waited_for() {
+        let (_dir, path) = scratch();
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let error = OutputFile::open(&path).unwrap_err();
+        assert!(matches!(error, OutputError::NoReader(_)), "{error}");
+        let mut reader =
+            OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+        OutputFile::open(&path).unwrap().write(b"through").unwrap();
+        let mut text = String::new();
+        io::Read::read_to_string(&mut reader, &mut text).unwrap();
+        assert_eq!(text, "through");
+    }
+
+    #[test]
+    fn a_full_device_is_an_error_and_two_runs_may_share_a_device() {
+        let full = Path::new("/dev/full");
+        let first = OutputFile::open(full).unwrap();
+        let error = OutputFile::open(full).unwrap().write(b"x").unwrap_err();
+        assert!(error.to_string().contains("No space"), "{error}");
+        assert!(first.write(b"x").is_err());
     }
 
     #[test]

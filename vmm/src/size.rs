@@ -45,9 +45,20 @@ pub fn show(bytes: u64) -> String {
     format!("{bytes} bytes")
 }
 
+/// A number of things, with the plural's "s".
+#[must_use]
+pub fn count(number: u64, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_thing_has_no_plural() {
+        assert_eq!([0, 1, 2].map(|n| count(n, "page")), ["0 pages", "1 page", "2 pages"]);
+    }
 
     #[test]
     fn sizes_as_people_write_them() {

@@ -11,6 +11,7 @@ use crate::boot::detect::{Kernel, KernelError};
 use crate::boot::layout::CMDLINE_MAX_BYTES;
 use crate::kvm::cpuid::Apf;
 use crate::paging::FaultSource;
+use crate::operand::{self, FileId};
 use crate::size;
 
 /// What every kernel command line begins with.
@@ -198,6 +199,8 @@ pub struct Spec {
     pub console: ConsoleKind,
     /// Requests for the agent.
     pub requests: Vec<agent::Request>,
+    /// Where they came from.
+    pub requests_file: Option<PathBuf>,
     /// Where reports go.
     pub report: Option<PathBuf>,
     /// Where the summary goes.
@@ -245,10 +248,33 @@ impl Spec {
             debug_exit: args.debug_exit,
             console: args.console,
             requests,
+            requests_file: args.requests,
             report: args.report,
             json: args.json,
             timeout: args.timeout.map(Duration::from_secs),
         })
+    }
+}
+
+impl Spec {
+    /// The regular files that the run reads, each with what names it: no output may be one of them.
+    #[must_use]
+    pub fn inputs(&self) -> Vec<(&'static str, FileId)> {
+        let file = |name, path: Option<&Path>| Some((name, FileId::at(path?)?));
+        let stdin = match self.console {
+            ConsoleKind::Stdio => file("standard input", Some(Path::new("/proc/self/fd/0"))),
+            ConsoleKind::None => None,
+        };
+        let kernel = self.kernel.file.metadata().ok().as_ref().and_then(FileId::new);
+        [
+            kernel.map(|id| ("--kernel", id)),
+            file("--initrd", self.initrd.as_deref()),
+            file("--requests", self.requests_file.as_deref()),
+            stdin,
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
 }
 
@@ -319,19 +345,20 @@ fn cmdline(extra: &str, multiboot: bool, serve: bool) -> Result<String, SpecErro
 
 fn read_requests(path: &Path) -> Result<Vec<agent::Request>, SpecError> {
     let refuse = |detail: String| SpecError::Requests { path: path.to_owned(), detail };
-    let size = std::fs::metadata(path).map_err(|e| refuse(e.to_string()))?.len();
-    if size > MAX_REQUESTS_BYTES {
-        return Err(refuse(format!("it has {size} bytes; at most {MAX_REQUESTS_BYTES} are read")));
-    }
-    let text = std::fs::read_to_string(path).map_err(|e| refuse(e.to_string()))?;
-    text.lines()
+    let text = operand::read_text(path, MAX_REQUESTS_BYTES).map_err(|e| refuse(e.to_string()))?;
+    let requests: Vec<_> = text
+        .lines()
         .enumerate()
         .filter(|(_, line)| !line.trim().is_empty())
         .map(|(index, line)| {
             agent::decode_line(line.as_bytes())
                 .map_err(|error| refuse(format!("line {}: {error}", index + 1)))
         })
-        .collect()
+        .collect::<Result<_, _>>()?;
+    if requests.is_empty() {
+        return Err(refuse("there is no request in it: the guest would wait for ever".into()));
+    }
+    Ok(requests)
 }
 
 #[cfg(test)]

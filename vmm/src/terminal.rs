@@ -4,7 +4,8 @@
 
 use std::io::{self, Stdin};
 
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
+use rustix::process::getpgrp;
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tcsetattr};
 
 /// The key that begins a command: Ctrl-A.
 pub const ESCAPE: u8 = 0x01;
@@ -12,15 +13,19 @@ pub const ESCAPE: u8 = 0x01;
 pub const HELP: &str =
     "\r\nCtrl-A x  end the run\r\nCtrl-A h  this help\r\nCtrl-A a  send Ctrl-A\r\n";
 
-/// Raw mode on standard input; the former mode comes back when it is dropped.
+/// Standard input as a terminal in raw mode; the former mode comes back when it is dropped.
+///
+/// A terminal belongs to the process group in its foreground: while that is another, it is neither set
+/// nor read, for either would stop the process.
 #[derive(Debug)]
 pub struct RawMode {
     stdin: Stdin,
     before: Termios,
+    raw: bool,
 }
 
 impl RawMode {
-    /// Sets raw mode if standard input is a terminal.
+    /// Sets raw mode if standard input is a terminal, and ours.
     ///
     /// # Errors
     /// When the terminal refuses.
@@ -30,17 +35,46 @@ impl RawMode {
             return Ok(None);
         }
         let before = tcgetattr(&stdin)?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        tcsetattr(&stdin, OptionalActions::Drain, &raw)?;
-        Ok(Some(Self { stdin, before }))
+        let mut mode = Self { stdin, before, raw: false };
+        mode.resume()?;
+        Ok(Some(mode))
+    }
+
+    /// Whether the terminal is ours at the moment. One without a foreground (we are not in its session)
+    /// is.
+    #[must_use]
+    pub fn in_foreground(&self) -> bool {
+        tcgetpgrp(&self.stdin).map_or(true, |foreground| foreground == getpgrp())
+    }
+
+    /// Sets raw mode again, after [`Self::suspend`] or a stop, if the terminal is ours.
+    ///
+    /// # Errors
+    /// When the terminal refuses.
+    pub fn resume(&mut self) -> io::Result<()> {
+        if self.in_foreground() {
+            let mut raw = self.before.clone();
+            raw.make_raw();
+            tcsetattr(&self.stdin, OptionalActions::Drain, &raw)?;
+            self.raw = true;
+        }
+        Ok(())
+    }
+
+    /// Gives the terminal its former mode.
+    pub fn suspend(&mut self) {
+        if self.raw && self.in_foreground() {
+            // At once: what a stopped terminal has not shown must not keep us. Nothing more can be
+            // done when the terminal is gone.
+            let _ = tcsetattr(&self.stdin, OptionalActions::Now, &self.before);
+        }
+        self.raw = false;
     }
 }
 
 impl Drop for RawMode {
     fn drop(&mut self) {
-        // Nothing more can be done when the terminal is gone.
-        let _ = tcsetattr(&self.stdin, OptionalActions::Drain, &self.before);
+        self.suspend();
     }
 }
 

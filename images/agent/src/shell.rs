@@ -10,10 +10,11 @@ use crate::{procfs, sys};
 pub(crate) fn run(signals: &Signals) -> io::Result<Asked> {
     init::install_busybox()?;
     fs::create_dir_all("/root")?;
+    let cpus = sys::cpus()?.len();
     say!(
-        "Linux {} on {} CPUs with {} MiB of demand-paged memory.",
+        "Linux {} on {cpus} CPU{} with {} MiB of demand-paged memory.",
         procfs::kernel_release()?,
-        sys::cpus()?.len(),
+        if cpus == 1 { "" } else { "s" },
         procfs::meminfo_kib("MemTotal")? / 1024,
     );
     say!("`exit`, Ctrl-D or `poweroff` ends it; /bin has the commands of busybox.");

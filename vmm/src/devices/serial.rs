@@ -4,10 +4,14 @@
 //! UART then refills itself while the vCPU thread still holds it, so no byte is lost and nobody polls.
 //! It also waits until the guest listens: a driver that starts reads the FIFO empty to clear it, and
 //! with it would go whatever was typed ahead.
+//!
+//! The console's UART is paced, as a line with a baud rate is: one that is always full keeps the
+//! guest's interrupt handler reading, and a guest beside endless input would never get further.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
@@ -36,6 +40,7 @@ pub struct Uart {
 struct Inner {
     serial: Serial<IrqLine, NoEvents, Box<dyn Write + Send>>,
     input: VecDeque<u8>,
+    pace: Option<Pace>,
     /// The guest takes input: it was seen with the interrupt enabled, or polls.
     listening: bool,
     /// The interrupt for received data is enabled.
@@ -61,11 +66,20 @@ impl Uart {
         let inner = Inner {
             serial,
             input: VecDeque::new(),
+            pace: None,
             listening: false,
             wants_interrupt: false,
             polls: 0,
         };
         Self { inner: Mutex::new(inner) }
+    }
+
+    /// The same with pauses between its input, so that the guest gets on with other things. Whoever
+    /// sends must call [`Self::send`] again, if with nothing, until [`Self::has_input`] is false.
+    #[must_use]
+    pub fn paced(self) -> Self {
+        self.lock().pace = Some(Pace::default());
+        self
     }
 
     /// The guest writes a register (0..=7). A writer that fails loses the byte, as a cut cable would.
@@ -89,13 +103,28 @@ impl Uart {
         value
     }
 
-    /// Queues bytes for the guest and returns how many were taken; the rest did not fit.
+    /// Queues bytes for the guest and returns how many were taken; the rest did not fit, or the guest
+    /// is at the UART, which it may be for long when nobody takes its output. Never waits.
     pub fn send(&self, bytes: &[u8]) -> usize {
-        let mut inner = self.lock();
+        let Some(mut inner) = self.try_lock() else { return 0 };
         let taken = bytes.len().min(INPUT_QUEUE_BYTES - inner.input.len());
         inner.input.extend(&bytes[..taken]);
         inner.refill();
         taken
+    }
+
+    /// Whether queued bytes wait for the guest.
+    #[must_use]
+    pub fn has_input(&self) -> bool {
+        self.try_lock().is_none_or(|inner| !inner.input.is_empty())
+    }
+
+    fn try_lock(&self) -> Option<MutexGuard<'_, Inner>> {
+        match self.inner.try_lock() {
+            Ok(inner) => Some(inner),
+            Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -118,6 +147,9 @@ impl Inner {
         if !self.listening || self.input.is_empty() || room < FIFO_BYTES {
             return;
         }
+        if self.pace.as_mut().is_some_and(|pace| !pace.may_fill(Instant::now())) {
+            return;
+        }
         let chunk: Vec<u8> = self.input.iter().take(room).copied().collect();
         // A guest that has the UART in loopback mode takes nothing now; the next access tries again.
         if let Ok(taken) = self.serial.enqueue_raw_bytes(&chunk) {
@@ -128,6 +160,47 @@ impl Inner {
 
 /// The FIFO of vm-superio's UART, in bytes.
 const FIFO_BYTES: usize = 64;
+
+/// The pauses between two fillings of the FIFO.
+///
+/// ```text
+///   filled ...... found empty ............................... filled again
+///          |<- t ->|<- 7 t, at least 5 ms, at most 100 ms ->|
+/// ```
+///
+/// So that the guest spends at most an eighth of its time reading, however slow its exits are; and no
+/// more than a line of 115200 baud carries.
+#[derive(Clone, Copy, Debug, Default)]
+enum Pace {
+    /// The FIFO was filled then.
+    Filled(Instant),
+    /// It was found empty: not before this.
+    Pause(Instant),
+    /// No input yet.
+    #[default]
+    Fresh,
+}
+
+const PAUSE_SHARE: u32 = 7;
+const PAUSE_MIN: Duration = Duration::from_millis(5);
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+
+impl Pace {
+    /// Asked with the FIFO empty and input waiting; when it says yes the FIFO is filled.
+    fn may_fill(&mut self, now: Instant) -> bool {
+        if let Self::Filled(then) = *self {
+            let pause = PAUSE_SHARE * now.saturating_duration_since(then);
+            *self = Self::Pause(now + pause.clamp(PAUSE_MIN, PAUSE_MAX));
+        }
+        match *self {
+            Self::Pause(until) if now < until => false,
+            _ => {
+                *self = Self::Filled(now);
+                true
+            }
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -197,6 +270,42 @@ mod tests {
             got.push(uart.read(DATA));
         }
         assert_eq!(got, input);
+    }
+
+    #[test]
+    fn paced_input_leaves_the_guest_most_of_its_time() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut pace = Pace::default();
+        assert!(pace.may_fill(at(0)), "the first keys are not held back");
+        assert!(!pace.may_fill(at(4)), "emptied after 4 ms: 28 ms of pause");
+        assert!(!pace.may_fill(at(31)));
+        assert!(pace.may_fill(at(32)));
+        assert!(!pace.may_fill(at(1000)), "a guest that did not look for long");
+        assert!(pace.may_fill(at(1100)));
+        assert!(!pace.may_fill(at(1100)));
+        assert!(!pace.may_fill(at(1104)));
+        assert!(pace.may_fill(at(1105)));
+    }
+
+    #[test]
+    fn paced_input_arrives_whole_and_in_order() {
+        let (uart, _) = listening();
+        let uart = uart.paced();
+        let input: Vec<u8> = (0..300u32).map(|i| i as u8).collect();
+        assert_eq!(uart.send(&input), input.len());
+        let mut got = Vec::new();
+        let mut rests = 0;
+        while uart.has_input() || uart.read(LINE_STATUS) & 1 != 0 {
+            while uart.read(LINE_STATUS) & 1 != 0 {
+                got.push(uart.read(DATA));
+            }
+            assert_eq!(uart.send(&[]), 0);
+            rests += 1;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(got, input);
+        assert!(rests >= 5, "{rests}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::StallArgs;
 use super::overrun::{self, HistogramError, Overruns, Summary};
 use super::plan::{Boot, Plan};
 use crate::kvm::cpuid::Apf;
+use crate::size;
 
 /// The name and version of the schema.
 pub const SCHEMA: &str = "nowait.stall/1";
@@ -187,7 +188,8 @@ fn problem(boot: Boot, result: &RunResult, each: &[(&Heartbeat, Overruns)]) -> O
     let mut cpus: Vec<u32> = each.iter().map(|(heartbeat, _)| heartbeat.cpu).collect();
     cpus.sort_unstable();
     if !cpus.iter().copied().eq(0..boot.vcpus) {
-        return Some(format!("{} heartbeats of {} vCPUs", each.len(), boot.vcpus));
+        let heartbeats = size::count(each.len() as u64, "heartbeat");
+        return Some(format!("{heartbeats} of {}", size::count(boot.vcpus.into(), "vCPU")));
     }
     // Both ends of the run fall between deadlines.
     let due = result.elapsed_us / u64::from(heartbeat_us).max(1);

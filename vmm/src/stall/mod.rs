@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use crate::exit;
+use crate::operand::FileId;
 use crate::output::{OutputError, OutputFile};
 use crate::size::SizeError;
 use child::{Child, Heard};
@@ -128,7 +129,11 @@ pub fn main(args: StallArgs) -> u8 {
 /// When it cannot go on, or when the measurement is incomplete or found data errors.
 pub fn run(args: StallArgs) -> Result<Document, StallError> {
     let plan = Plan::new(&args)?;
-    let json = args.json.as_deref().map(OutputFile::open).transpose()?;
+    let inputs = [("--kernel", &args.kernel), ("--initrd", &args.initrd)];
+    let inputs: Vec<_> =
+        inputs.into_iter().filter_map(|(name, path)| Some((name, FileId::at(path)?))).collect();
+    let json = args.json.as_deref().map(|path| OutputFile::open_beside(path, &inputs));
+    let json = json.transpose()?;
     let to_stderr = json.as_ref().is_some_and(OutputFile::is_stdout);
     let mut out: Box<dyn Write> =
         if to_stderr { Box::new(io::stderr()) } else { Box::new(io::stdout()) };
@@ -167,10 +172,13 @@ fn verdict(document: Document, planned: usize) -> Result<Document, StallError> {
     }
 }
 
-/// A flag that is set when someone wants us to end.
+/// A flag that is set when someone wants us to end. The second time we end at once: a write to a pipe
+/// that nobody empties may wait.
 fn stop_flag() -> io::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
+        let code = exit::STOPPED.into();
+        signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&stop))?;
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
     Ok(stop)

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use nowait_wire::agent::Kind;
 
 use super::document::{Document, Host, Run};
+use crate::size;
 
 /// The columns: title, width, whether they are numbers.
 const COLUMNS: [(&str, usize, bool); 10] = [
@@ -81,8 +82,10 @@ pub(super) fn foot(out: &mut dyn Write, document: &Document) -> io::Result<()> {
     for failure in &document.failures {
         writeln!(
             out,
-            "  missing: {} with {} vCPUs: {}",
-            failure.apf, failure.vcpus, failure.message
+            "  missing: {} with {}: {}",
+            failure.apf,
+            size::count(failure.vcpus.into(), "vCPU"),
+            failure.message
         )?;
     }
     out.flush()
@@ -118,7 +121,7 @@ apf     workload  threads  vcpus    p50 us    p90 us    p99 us    max us   pages
 host    idle            0      2         0      1000      1000      1000         -            0
 host    user            1      2         0      1000      1000      1000      2000            0
 host    copy            1      2         0         0         0         0      2000            0
-  incomplete: 1 heartbeats of 2 vCPUs
+  incomplete: 1 heartbeat of 2 vCPUs
   missing: host with 2 vCPUs: the guest kernel panicked
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
