@@ -11,6 +11,7 @@ use object::read::elf::{FileHeader, ProgramHeader};
 
 use super::multiboot;
 use crate::boot::layout::KERNEL_MIN;
+use crate::operand::{self, OperandError};
 
 /// How a kernel is to be entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,9 +37,15 @@ pub enum KernelError {
     },
     /// It is not a regular file.
     #[error(
-        "kernel '{0}' is not a regular file: give a vmlinux (ELF), a bzImage or a Multiboot kernel"
+        "kernel '{path}': it is {kind}, not a regular file: \
+         give a vmlinux (ELF), a bzImage or a Multiboot kernel"
     )]
-    NotAFile(PathBuf),
+    NotAFile {
+        /// What was given.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
     /// It has no bytes.
     #[error("kernel '{0}' is empty: was its build or copy interrupted?")]
     Empty(PathBuf),
@@ -93,8 +100,27 @@ pub struct Kernel {
     pub path: PathBuf,
     /// How to enter it.
     pub format: Format,
-    /// Where an ELF's segments go, and how many bytes of each the file has; empty with a bzImage.
-    pub segments: Vec<(u64, u64)>,
+    /// What of an ELF goes where, ascending and without overlap; empty with a bzImage.
+    pub segments: Vec<Segment>,
+}
+
+/// A part of an ELF that is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its physical address.
+    pub address: u64,
+    /// How many bytes come from the file; the rest is zero.
+    pub file_bytes: u64,
+    /// How many bytes it has in memory, never 0.
+    pub memory_bytes: u64,
+}
+
+impl Segment {
+    /// The address after it.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.address + self.memory_bytes
+    }
 }
 
 /// How much of a file is looked at to tell what it is: a Multiboot header lies in the first 8 KiB.
@@ -108,6 +134,8 @@ const BZIMAGE_HEADER_END: usize = 0x270;
 const BZIMAGE_MIN_VERSION: u16 = 0x020c;
 /// `XLF_KERNEL_64`: the kernel has the 64-bit entry point at 0x200.
 const XLF_KERNEL_64: u16 = 1;
+/// The longest notes that are searched for the PVH entry point; Linux has a few hundred bytes.
+const NOTES_MAX_BYTES: u64 = 1 << 20;
 
 impl Kernel {
     /// Opens a kernel and finds out how it is to be entered.
@@ -116,11 +144,15 @@ impl Kernel {
     /// When the file cannot be read, is no kernel for x86-64, or does not hold together.
     pub fn open(path: &Path) -> Result<Self, KernelError> {
         let read = |source| KernelError::Read { path: path.to_owned(), source };
-        // Before it is opened: opening a FIFO waits for its writer.
-        if !std::fs::metadata(path).map_err(read)?.is_file() {
-            return Err(KernelError::NotAFile(path.to_owned()));
+        let (mut file, bytes) = operand::open_regular(path).map_err(|error| match error {
+            OperandError::Kind(kind) => KernelError::NotAFile { path: path.to_owned(), kind },
+            OperandError::Io(source) => read(source),
+            other => read(std::io::Error::other(other)),
+        })?;
+        // Before it is read: the kernel's own log is a file of no length that waits for a message.
+        if bytes == 0 {
+            return Err(KernelError::Empty(path.to_owned()));
         }
-        let mut file = File::open(path).map_err(read)?;
         let mut head = Vec::new();
         file.by_ref().take(HEAD_BYTES).read_to_end(&mut head).map_err(read)?;
         let (format, segments) = detect(path, &head, &file)?;
@@ -129,10 +161,7 @@ impl Kernel {
     }
 }
 
-/// Address and length in bytes of what comes from the file.
-type Segments = Vec<(u64, u64)>;
-
-fn detect(path: &Path, head: &[u8], file: &File) -> Result<(Format, Segments), KernelError> {
+fn detect(path: &Path, head: &[u8], file: &File) -> Result<(Format, Vec<Segment>), KernelError> {
     let unknown = |found: &str| KernelError::Unknown { path: path.to_owned(), found: found.into() };
     match head {
         [] => Err(KernelError::Empty(path.to_owned())),
@@ -177,7 +206,7 @@ fn bzimage(path: &Path, head: &[u8]) -> Result<Format, KernelError> {
     Ok(Format::BzImage)
 }
 
-fn elf64(path: &Path, file: &File) -> Result<(Format, Segments), KernelError> {
+fn elf64(path: &Path, file: &File) -> Result<(Format, Vec<Segment>), KernelError> {
     let cache = ReadCache::new(file);
     let header = FileHeader64::<LittleEndian>::parse(&cache)
         .map_err(|error| damaged(path, &error.to_string()))?;
@@ -185,7 +214,7 @@ fn elf64(path: &Path, file: &File) -> Result<(Format, Segments), KernelError> {
     Ok((Format::Pvh, check_segments(path, header, &cache)?))
 }
 
-fn elf32(path: &Path, head: &[u8], file: &File) -> Result<(Format, Segments), KernelError> {
+fn elf32(path: &Path, head: &[u8], file: &File) -> Result<(Format, Vec<Segment>), KernelError> {
     let cache = ReadCache::new(file);
     let header = FileHeader32::<LittleEndian>::parse(&cache)
         .map_err(|error| damaged(path, &error.to_string()))?;
@@ -222,38 +251,63 @@ fn check_machine<H: FileHeader<Endian = LittleEndian>>(
     Err(KernelError::Machine { path: path.to_owned(), machine: name })
 }
 
-/// Every loadable segment must lie in the file and above the first MiB of guest memory.
+/// Every loadable segment must lie in the file, and above the first MiB of guest memory beside the
+/// others.
 fn check_segments<H: FileHeader<Endian = LittleEndian>>(
     path: &Path,
     header: &H,
     cache: &ReadCache<&File>,
-) -> Result<Segments, KernelError> {
-    let segments = header
+) -> Result<Vec<Segment>, KernelError> {
+    let kind = header.e_type(LittleEndian);
+    if kind != elf::ET_EXEC && kind != elf::ET_DYN {
+        return Err(damaged(path, "it is an object file or a core dump, not an executable"));
+    }
+    let file_length = object::read::ReadRef::len(cache).unwrap_or(0);
+    let mut segments = Vec::new();
+    let headers = header
         .program_headers(LittleEndian, cache)
         .map_err(|error| damaged(path, &error.to_string()))?;
-    let mut loadable = Vec::new();
-    for segment in segments {
-        let file_bytes: u64 = segment.p_filesz(LittleEndian).into();
-        if segment.p_type(LittleEndian) != elf::PT_LOAD || file_bytes == 0 {
-            continue;
-        }
-        let address: u64 = segment.p_paddr(LittleEndian).into();
-        if address < KERNEL_MIN {
-            return Err(KernelError::TooLow { path: path.to_owned(), address });
-        }
-        let offset: u64 = segment.p_offset(LittleEndian).into();
-        let memory_bytes: u64 = segment.p_memsz(LittleEndian).into();
-        let file_end = offset.checked_add(file_bytes);
-        if file_end.is_none_or(|end| end > object::read::ReadRef::len(cache).unwrap_or(0)) {
+    for header in headers {
+        let kind = header.p_type(LittleEndian);
+        let offset: u64 = header.p_offset(LittleEndian).into();
+        let file_bytes: u64 = header.p_filesz(LittleEndian).into();
+        let in_file = offset.checked_add(file_bytes).is_some_and(|end| end <= file_length);
+        if (kind == elf::PT_LOAD || kind == elf::PT_NOTE) && !in_file {
             return Err(damaged(path, "a segment lies outside the file"));
         }
-        if memory_bytes < file_bytes || address.checked_add(memory_bytes).is_none() {
-            return Err(damaged(path, "a segment's sizes contradict each other"));
+        if kind == elf::PT_NOTE && file_bytes > NOTES_MAX_BYTES {
+            return Err(damaged(path, "its notes are longer than a MiB"));
         }
-        loadable.push((address, file_bytes));
+        if kind == elf::PT_LOAD {
+            segments.extend(segment(path, header, file_bytes)?);
+        }
     }
-    if loadable.is_empty() {
+    segments.sort_by_key(|segment| segment.address);
+    if segments.iter().all(|segment| segment.file_bytes == 0) {
         return Err(damaged(path, "it has no loadable segment"));
     }
-    Ok(loadable)
+    if segments.windows(2).any(|pair| pair[0].end() > pair[1].address) {
+        return Err(damaged(path, "its segments overlap in memory"));
+    }
+    Ok(segments)
+}
+
+/// A segment to load; `None` when there is nothing of it.
+fn segment<P: ProgramHeader<Endian = LittleEndian>>(
+    path: &Path,
+    header: &P,
+    file_bytes: u64,
+) -> Result<Option<Segment>, KernelError> {
+    let address: u64 = header.p_paddr(LittleEndian).into();
+    let memory_bytes: u64 = header.p_memsz(LittleEndian).into();
+    if memory_bytes < file_bytes || address.checked_add(memory_bytes).is_none() {
+        return Err(damaged(path, "a segment's sizes contradict each other"));
+    }
+    if memory_bytes == 0 {
+        return Ok(None);
+    }
+    if address < KERNEL_MIN {
+        return Err(KernelError::TooLow { path: path.to_owned(), address });
+    }
+    Ok(Some(Segment { address, file_bytes, memory_bytes }))
 }

@@ -37,6 +37,7 @@ pub(super) fn load(
         .checked_add(init_bytes)
         .ok_or_else(|| refuse("its preferred address is beyond 64 bits".into()))?;
     check_payload(&header, result.kernel_end - KERNEL_MIN).map_err(refuse)?;
+    check_magic(memory, KERNEL_MIN + u64::from(header.payload_offset)).map_err(refuse)?;
     let loaded = Loaded {
         entry: result.kernel_load.raw_value() + ENTRY_OFFSET,
         end: end.max(result.kernel_end),
@@ -55,6 +56,30 @@ fn check_payload(header: &setup_header, loaded_bytes: u64) -> Result<(), String>
         ));
     }
     Ok(())
+}
+
+/// The first bytes of what a bzImage may carry: gzip, bzip2, LZMA, xz, LZO, LZ4, zstd, plain ELF
+/// (Documentation/arch/x86/boot.rst, `payload_offset`).
+const PAYLOADS: [&[u8]; 8] = [
+    &[0x1f, 0x8b],
+    b"BZh",
+    &[0x5d, 0, 0],
+    &[0xfd, b'7', b'z', b'X', b'Z'],
+    &[0x89, b'L', b'Z', b'O'],
+    &[0x02, 0x21, 0x4c, 0x18],
+    &[0x28, 0xb5, 0x2f, 0xfd],
+    &[0x7f, b'E', b'L', b'F'],
+];
+
+/// With a wrong number of setup sectors the wrong part of the file was loaded: what is not where the
+/// header says it is says so.
+fn check_magic(memory: &GuestMemoryMmap, payload: u64) -> Result<(), String> {
+    let found = memory.read_obj::<[u8; 8]>(GuestAddress(payload)).unwrap_or_default();
+    if PAYLOADS.iter().any(|magic| found.starts_with(magic)) {
+        return Ok(());
+    }
+    Err("it is damaged: there is no compressed kernel where its setup header says; copy it again"
+        .into())
 }
 
 pub(super) fn finish(

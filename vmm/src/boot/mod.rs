@@ -18,13 +18,12 @@ pub mod multiboot;
 mod pvh;
 pub mod regs;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use guest_memory::{Gpa, RamLayout};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::size;
+use crate::{operand, size};
 use detect::{Format, Kernel};
 
 /// How the boot processor enters the kernel.
@@ -134,8 +133,15 @@ pub fn load(
     payload: &Payload<'_>,
 ) -> Result<Entry, BootError> {
     let kernel = payload.kernel;
-    for (address, bytes) in &kernel.segments {
-        guest_memory::make_present(memory, Gpa(*address), *bytes);
+    let top = layout::low_ram_end(ram.regions());
+    let fits = |end: u64| {
+        let too_large = || BootError::KernelTooLarge { path: kernel.path.clone(), end };
+        if end > top { Err(too_large()) } else { Ok(()) }
+    };
+    // Before a byte is written: what an absurd header asks for is not made present.
+    fits(kernel.segments.last().map_or(0, detect::Segment::end))?;
+    for segment in &kernel.segments {
+        guest_memory::make_present(memory, Gpa(segment.address), segment.file_bytes);
     }
     let (loaded, header) = match kernel.format {
         Format::Pvh => (pvh::load(memory, kernel)?, None),
@@ -145,10 +151,8 @@ pub fn load(
         }
         Format::Multiboot => (multiboot::load(memory, kernel)?, None),
     };
-    let top = layout::low_ram_end(ram.regions());
-    if loaded.end > top {
-        return Err(BootError::KernelTooLarge { path: kernel.path.clone(), end: loaded.end });
-    }
+    fits(loaded.end)?;
+    check_entry(kernel, loaded.entry)?;
     let initrd = match payload.initrd {
         Some(path) => Some(load_initrd(memory, path, &loaded, top)?),
         None => None,
@@ -170,6 +174,18 @@ pub fn load(
     }
 }
 
+/// An ELF is entered where it has code: in what came from its file.
+fn check_entry(kernel: &Kernel, entry: u64) -> Result<(), BootError> {
+    let holds = |s: &detect::Segment| (s.address..s.address + s.file_bytes).contains(&entry);
+    if kernel.segments.is_empty() || kernel.segments.iter().any(holds) {
+        return Ok(());
+    }
+    Err(BootError::Kernel {
+        path: kernel.path.clone(),
+        detail: format!("its entry point {entry:#x} lies outside of its segments; build it again"),
+    })
+}
+
 /// Loads the initrd as high as it may lie and returns its address and length in bytes.
 fn load_initrd(
     memory: &GuestMemoryMmap,
@@ -178,13 +194,7 @@ fn load_initrd(
     top: u64,
 ) -> Result<(u64, u64), BootError> {
     let unreadable = |detail: String| BootError::Initrd { path: path.to_owned(), detail };
-    // Before it is opened: opening a FIFO waits for its writer.
-    let metadata = std::fs::metadata(path).map_err(|e| unreadable(e.to_string()))?;
-    if !metadata.is_file() {
-        return Err(unreadable("it is not a regular file".into()));
-    }
-    let mut file = File::open(path).map_err(|e| unreadable(e.to_string()))?;
-    let bytes = metadata.len();
+    let (mut file, bytes) = operand::open_regular(path).map_err(|e| unreadable(e.to_string()))?;
     let floor = loaded.end.next_multiple_of(PAGE_BYTES);
     let ceiling = top.min(loaded.initrd_max.saturating_add(1));
     let room = ceiling.saturating_sub(floor);

@@ -9,7 +9,7 @@ use linux_loader::loader::elf::start_info::{
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use vm_memory::{Address, GuestAddress, GuestMemoryMmap};
 
-use super::detect::Kernel;
+use super::detect::{Kernel, Segment};
 use super::layout::{ACPI, BOOT_INFO, BOOT_TABLES, CMDLINE, KERNEL_MIN, MapRange};
 use super::{BootError, Entry, Loaded};
 
@@ -24,13 +24,15 @@ pub(super) fn load(memory: &GuestMemoryMmap, kernel: &Kernel) -> Result<Loaded, 
     let refuse = |detail: String| BootError::Kernel { path: kernel.path.clone(), detail };
     let mut file = kernel.file.try_clone().map_err(|error| refuse(error.to_string()))?;
     let result = Elf::load(memory, None, &mut file, Some(GuestAddress(KERNEL_MIN)))
-        .map_err(|error| refuse(format!("{error} (does it fit into --memory?)")))?;
+        .map_err(|error| refuse(error.to_string()))?;
     let PvhBootCapability::PvhEntryPresent(entry) = result.pvh_boot_cap else {
         return Err(refuse(
             "it has no PVH entry point: build it with CONFIG_PVH=y, or give the bzImage".into(),
         ));
     };
-    Ok(Loaded { entry: entry.raw_value(), end: result.kernel_end, initrd_max: u64::from(u32::MAX) })
+    // The loader's own end leaves out segments that are all zero.
+    let end = kernel.segments.last().map_or(result.kernel_end, Segment::end);
+    Ok(Loaded { entry: entry.raw_value(), end, initrd_max: u64::from(u32::MAX) })
 }
 
 pub(super) fn finish(

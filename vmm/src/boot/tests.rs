@@ -111,6 +111,7 @@ fn bzimage() -> Vec<u8> {
     image[0x211] = 1; // LOADED_HIGH
     image[0x214..0x218].copy_from_slice(&0x10_0000u32.to_le_bytes());
     image[0x22c..0x230].copy_from_slice(&0x7fff_ffffu32.to_le_bytes());
+    image[0x400..0x404].copy_from_slice(&[0x28, 0xb5, 0x2f, 0xfd]); // zstd
     image[0x236..0x238].copy_from_slice(&1u16.to_le_bytes()); // XLF_KERNEL_64
     image[0x24c..0x250].copy_from_slice(&8192u32.to_le_bytes()); // payload_length
     image[0x258..0x260].copy_from_slice(&(16 * MIB).to_le_bytes()); // pref_address
@@ -144,7 +145,7 @@ fn each_format_is_recognised() {
 #[test]
 fn each_bad_kernel_is_refused_by_its_own_error() {
     assert!(matches!(Kernel::open(Path::new("/nonexistent")), Err(KernelError::Read { .. })));
-    assert!(matches!(Kernel::open(Path::new("/")), Err(KernelError::NotAFile(_))));
+    assert!(matches!(Kernel::open(Path::new("/")), Err(KernelError::NotAFile { .. })));
     assert!(matches!(open(&[]), Err(KernelError::Empty(_))));
     assert!(matches!(open(b"#!/bin/sh\n"), Err(KernelError::Unknown { .. })));
     assert!(matches!(open(&[0x1f, 0x8b, 8, 0]), Err(KernelError::Unknown { .. })));
@@ -169,7 +170,7 @@ fn a_fifo_is_refused_without_waiting_for_its_writer() {
     let directory = tempfile::TempDir::new().unwrap();
     let fifo = directory.path().join("fifo");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-    assert!(matches!(Kernel::open(&fifo), Err(KernelError::NotAFile(_))));
+    assert!(matches!(Kernel::open(&fifo), Err(KernelError::NotAFile { .. })));
     let error = try_load(&Elf::pvh().build(), Some(&fifo), 16 * MIB).unwrap_err();
     assert!(error.to_string().contains("not a regular file"), "{error}");
 }
@@ -244,6 +245,42 @@ fn a_kernel_larger_than_memory_is_refused() {
 }
 
 #[test]
+fn an_elf_that_contradicts_itself_is_refused() {
+    let change = |at: usize, bytes: &[u8]| {
+        let mut image = Elf::pvh().build();
+        image[at..at + bytes.len()].copy_from_slice(bytes);
+        image
+    };
+    let damaged = |image: &[u8], word: &str| match open(image) {
+        Err(KernelError::Damaged { detail, .. }) => assert!(detail.contains(word), "{detail}"),
+        other => panic!("{word}: {other:?}"),
+    };
+    damaged(&change(16, &[4, 0]), "core dump");
+    // The note becomes a second segment with bytes of the first.
+    let mut second = 1u32.to_le_bytes().to_vec();
+    second.extend([7, 0, 0, 0]);
+    let at = 64 + 56;
+    let mut overlapping = change(at, &second);
+    overlapping[at + 24..at + 32].copy_from_slice(&(MIB + 4096).to_le_bytes());
+    damaged(&overlapping, "overlap");
+    damaged(&change(at + 8, &u64::MAX.to_le_bytes()), "outside the file");
+    let elsewhere = Elf { pvh_entry: Some(0x20_0000), ..Elf::pvh() };
+    let error = try_load(&elsewhere.build(), None, 16 * MIB).unwrap_err();
+    assert!(error.to_string().contains("entry point 0x200000"), "{error}");
+}
+
+#[test]
+fn a_bzimage_with_a_wrong_setup_size_is_refused() {
+    for sectors in [0, 2, 200] {
+        let mut image = bzimage();
+        image.resize(0x400 + 64 * 1024, 0);
+        image[0x1f1] = sectors;
+        let error = try_load(&image, None, 32 * MIB).unwrap_err();
+        assert!(matches!(error, BootError::Kernel { .. }), "{sectors}: {error}");
+    }
+}
+
+#[test]
 fn an_elf_without_pvh_note_is_refused() {
     let error =
         try_load(&Elf { pvh_entry: None, ..Elf::pvh() }.build(), None, 16 * MIB).unwrap_err();
@@ -269,6 +306,31 @@ proptest! {
         }
         if let Some(cut) = cut {
             bytes.truncate(cut);
+        }
+        if let Ok(kernel) = open(&bytes) {
+            let (memory, layout) = ram(8 * MIB);
+            let payload = Payload { kernel: &kernel, initrd: None, cmdline: "", cpus: 1 };
+            let _ = load(&memory, &layout, &payload);
+        }
+    }
+
+    /// Whole fields with the values that arithmetic trips over.
+    #[test]
+    fn absurd_header_fields_never_panic(
+        which in 0..3usize,
+        fields in prop::collection::vec((0..100usize, 1..4usize, 0..9usize), 1..4),
+    ) {
+        const ABSURD: [u64; 9] = [
+            0, 1, 0x7fff, 0xffff, 0x7fff_ffff, 0xffff_ffff, 0x10_0000, i64::MAX as u64, u64::MAX,
+        ];
+        let mut bytes = [Elf::pvh().build(), Elf::multiboot().build(), bzimage()][which].clone();
+        for (index, width, value) in fields {
+            let at = if which == 2 { 0x1f1 } else { 0 } + 2 * index;
+            let width = 1 << width;
+            let field = &ABSURD[value].to_le_bytes()[..width];
+            if let Some(to) = bytes.get_mut(at..at + width) {
+                to.copy_from_slice(field);
+            }
         }
         if let Ok(kernel) = open(&bytes) {
             let (memory, layout) = ram(8 * MIB);
