@@ -112,10 +112,11 @@ impl Conversation {
         Self { requests: requests.into(), greeted: false, waiting: false }
     }
 
-    /// How many requests have no answer, sent or not.
+    /// How many requests have no answer, sent or not. To power off needs none: the guest did.
     #[must_use]
     pub fn unanswered(&self) -> usize {
-        self.requests.len() + usize::from(self.waiting)
+        let unsent = self.requests.iter().filter(|request| **request != Request::PowerOff);
+        unsent.count() + usize::from(self.waiting)
     }
 
     /// Takes a report and says what to send next.
@@ -132,7 +133,6 @@ impl Conversation {
             _ => {}
         }
         let next = self.requests.pop_front();
-        // That one is answered by the end of the guest.
         self.waiting = next.as_ref().is_some_and(|request| *request != Request::PowerOff);
         match next {
             None => Ok(Step::Wait),
@@ -194,7 +194,7 @@ mod tests {
         assert!(matches!(talk.on_report(&done), Err(AgentError::NotGreeted)));
         let first = encode_line(&exec("a")).unwrap();
         assert_eq!(talk.on_report(&hello(PROTOCOL)).unwrap(), Step::Send(first));
-        assert_eq!(talk.unanswered(), 2);
+        assert_eq!(talk.unanswered(), 1);
         assert!(matches!(talk.on_report(&done).unwrap(), Step::Send(_)));
         assert_eq!(talk.unanswered(), 0);
         assert_eq!(talk.on_report(&done).unwrap(), Step::Wait);

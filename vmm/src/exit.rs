@@ -20,7 +20,7 @@ pub const RESET: u8 = 8;
 pub const TRIPLE_FAULT: u8 = 10;
 /// Exit code: the guest kernel reported a panic through pvpanic.
 pub const PANIC: u8 = 12;
-/// Exit code: the VMM or KVM failed while the guest ran.
+/// Exit code: the run failed (VMM, KVM, agent channel, time-out, an output).
 pub const FAILURE: u8 = 14;
 /// Exit code: the user or a signal ended the run.
 pub const STOPPED: u8 = 16;
@@ -42,7 +42,10 @@ pub const TABLE: &[(&str, &str)] = &[
     ("8", "the guest asked for a reset (reboot)"),
     ("10", "the guest shut down with a triple fault"),
     ("12", "the guest kernel panicked (seen through the pvpanic device)"),
-    ("14", "the VMM or KVM failed while the guest ran"),
+    (
+        "14",
+        "the run failed: the VMM, KVM, the agent channel, --timeout, or standard output that could not be written",
+    ),
     ("16", "the user (Ctrl-A x) or a signal ended the run"),
     ("18", "a measurement is incomplete or found data errors"),
     ("odd", "the guest wrote a value to the debug-exit port: (value << 1) | 1"),

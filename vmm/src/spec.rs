@@ -79,9 +79,16 @@ pub struct RunArgs {
     /// The first UART: this terminal (Ctrl-A x ends the run, Ctrl-A h helps), or nothing
     #[arg(long, value_enum, default_value_t = ConsoleKind::Stdio)]
     pub console: ConsoleKind,
-    /// Requests for the guest agent, one JSON object a line, such as {"request":"power_off"}; it
-    /// takes them with "nowait.agent=serve" on its kernel command line
-    #[arg(long, value_name = "FILE")]
+    /// Requests for the guest agent, a file or a pipe with one JSON object a line
+    ///
+    /// {"request":"exec","command":"uname -a"}       a shell command
+    /// {"request":"run","kind":"user","threads":8,"duration_ms":2000,"pages":64,"heartbeat_us":1000}
+    ///                        evicted pages are touched; kind is "idle", "user" or "copy"
+    /// {"request":"power_off"}                       the end of the guest
+    ///
+    /// The agent takes them because "nowait.agent=serve" is added to the kernel command line; each
+    /// follows the report of the one before (--report).
+    #[arg(long, value_name = "FILE", verbatim_doc_comment)]
     pub requests: Option<PathBuf>,
     /// Where the agent's reports go, one JSON object a line ("-" is standard output)
     #[arg(long, value_name = "FILE")]
@@ -364,6 +371,22 @@ fn read_requests(path: &Path) -> Result<Vec<agent::Request>, SpecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_examples_in_the_help_are_requests() {
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            _args: RunArgs,
+        }
+        let help = <Cli as clap::CommandFactory>::command().render_long_help().to_string();
+        let words: Vec<&str> = help.split('{').skip(1).collect();
+        for example in &words {
+            let example = format!("{{{}}}", example.split_once('}').unwrap().0);
+            agent::decode_line::<agent::Request>(example.as_bytes()).unwrap();
+        }
+        assert_eq!(words.len(), 3, "{help}");
+    }
 
     #[test]
     fn memory_is_checked() {
