@@ -53,7 +53,7 @@ fn multiboot() {
 }
 
 fn processors() {
-    for cpus in ["2", "5"] {
+    for cpus in ["2", "5", "16"] {
         let end = Guest::linux().args(["--cpus", cpus]).exec("nproc").run();
         end.expect_code(0);
         assert_eq!(end.exec_output(0).trim(), cpus);

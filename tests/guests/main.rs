@@ -4,8 +4,10 @@
 //! test that cannot run here says why and counts as skipped.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod bad_input;
 mod boot;
+mod damaged;
 mod doctor;
 mod exits;
 mod hostile;
@@ -14,6 +16,7 @@ mod kernels;
 mod paging;
 mod signals;
 mod stall;
+mod streams;
 mod terminal;
 
 use std::os::unix::process::CommandExt;
@@ -41,8 +44,10 @@ fn main() {
     let no_kvm = (!Path::new("/dev/kvm").exists()).then_some("there is no /dev/kvm here");
     let no_root = (!rustix::process::geteuid().is_root()).then_some("needs root: it mounts a /dev");
     let topics: &[(&'static str, &[Test])] = &[
+        ("agent", agent::TESTS),
         ("bad_input", bad_input::TESTS),
         ("boot", boot::TESTS),
+        ("damaged", damaged::TESTS),
         ("doctor", doctor::TESTS),
         ("exits", exits::TESTS),
         ("hostile", hostile::TESTS),
@@ -50,6 +55,7 @@ fn main() {
         ("paging", paging::TESTS),
         ("signals", signals::TESTS),
         ("stall", stall::TESTS),
+        ("streams", streams::TESTS),
     ];
     let root =
         bad_input::ROOT_TESTS.iter().map(|test| trial("bad_input", *test, no_kvm.or(no_root)));

@@ -11,10 +11,12 @@ use tempfile::TempDir;
 
 use crate::Test;
 use crate::interactive;
+use crate::terminal::Terminal;
 
 pub(crate) const TESTS: &[Test] = &[
     ("sigterm_and_sigint_end_a_run_at_any_moment", any_moment),
-    ("sigterm_gives_the_terminal_back", terminal),
+    ("sigterm_and_sighup_give_the_terminal_back", terminal),
+    ("a_stopped_run_gives_the_terminal_back_until_it_goes_on", stopped),
     ("a_run_with_pages_outstanding_ends_at_once", || outstanding(Signal::TERM)),
     ("a_killed_run_with_pages_outstanding_is_gone", || outstanding(Signal::KILL)),
 ];
@@ -47,9 +49,33 @@ fn any_moment() {
 }
 
 fn terminal() {
-    let terminal = interactive::start();
-    send(&terminal.child, Signal::TERM);
+    for signal in [Signal::TERM, Signal::HUP] {
+        let terminal = interactive::start();
+        send(&terminal.child, signal);
+        assert_eq!(terminal.end().0.code(), Some(16));
+    }
+}
+
+fn stopped() {
+    let mut terminal = interactive::start();
+    for round in 1..=2 {
+        send(&terminal.child, Signal::TSTP);
+        terminal.wait_until("it is stopped", |t| state(&t.child) == 'T');
+        assert!(!terminal.is_raw());
+        send(&terminal.child, Signal::CONT);
+        terminal.wait_until("the terminal is raw again", Terminal::is_raw);
+        terminal.type_keys(&format!("echo round=$((0+{round}))\r"));
+        terminal.wait_for(&format!("round={round}"));
+    }
+    terminal.type_keys("\x01x");
     assert_eq!(terminal.end().0.code(), Some(16));
+}
+
+/// The state of a process, as /proc has it: `T` is stopped.
+fn state(child: &Child) -> char {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).expect("it runs");
+    let after_name = stat.rsplit_once(") ").expect("a name in parentheses").1;
+    after_name.chars().next().expect("a state")
 }
 
 /// Eight threads wait for pages that take a minute.

@@ -55,6 +55,15 @@ impl Terminal {
         }
     }
 
+    /// Waits, reading the screen meanwhile.
+    pub(crate) fn wait_until(&mut self, what: &str, is_so: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + SCREEN_LIMIT;
+        while !is_so(self) {
+            assert!(Instant::now() < deadline, "never: {what}\n{}", self.screen);
+            self.read_some(Duration::from_millis(20));
+        }
+    }
+
     /// False when the other side is closed.
     fn read_some(&mut self, limit: Duration) -> bool {
         let mut fds = [PollFd::new(&self.master, PollFlags::IN)];
