@@ -202,12 +202,10 @@ impl Events {
         if let (Some(stdin), true, true) = (&self.stdin, self.typed.is_empty(), ours) {
             fds.push(PollFd::new(stdin, PollFlags::IN));
         }
-        let backlog = !self.typed.is_empty()
-            || !self.unsent.is_empty()
-            || self.held.is_some()
-            || self.bus.console.has_input();
+        let backlog = !self.typed.is_empty() || !self.unsent.is_empty() || self.held.is_some();
+        let retry = if backlog { Some(RETRY) } else { self.bus.console.retry_in() };
         let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let timeout = if backlog { Some(left.unwrap_or(RETRY).min(RETRY)) } else { left };
+        let timeout = [retry, left].into_iter().flatten().min();
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}

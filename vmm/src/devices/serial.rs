@@ -75,7 +75,7 @@ impl Uart {
     }
 
     /// The same with pauses between its input, so that the guest gets on with other things. Whoever
-    /// sends must call [`Self::send`] again, if with nothing, until [`Self::has_input`] is false.
+    /// sends must heed [`Self::retry_in`].
     #[must_use]
     pub fn paced(self) -> Self {
         self.lock().pace = Some(Pace::default());
@@ -113,10 +113,15 @@ impl Uart {
         taken
     }
 
-    /// Whether queued bytes wait for the guest.
+    /// When [`Self::send`] should be called again, if with nothing; `None` when no bytes wait for the
+    /// guest.
     #[must_use]
-    pub fn has_input(&self) -> bool {
-        self.try_lock().is_none_or(|inner| !inner.input.is_empty())
+    pub fn retry_in(&self) -> Option<Duration> {
+        match self.try_lock() {
+            Some(inner) if inner.input.is_empty() => None,
+            Some(inner) if !inner.listening => Some(PAUSE_MAX),
+            _ => Some(PAUSE_MIN),
+        }
     }
 
     fn try_lock(&self) -> Option<MutexGuard<'_, Inner>> {
@@ -239,7 +244,9 @@ mod tests {
     #[test]
     fn what_is_typed_ahead_waits_for_a_guest_that_listens() {
         let (uart, _) = uart();
+        assert_eq!(uart.retry_in(), None);
         assert_eq!(uart.send(b"early"), 5);
+        assert_eq!(uart.retry_in(), Some(PAUSE_MAX), "it may listen at any time");
         assert_eq!(uart.read(DATA), 0, "a driver that clears the FIFO finds nothing");
         for probe in [0x0f, 0] {
             uart.write(INTERRUPT_ENABLE, probe);
@@ -296,7 +303,7 @@ mod tests {
         assert_eq!(uart.send(&input), input.len());
         let mut got = Vec::new();
         let mut rests = 0;
-        while uart.has_input() || uart.read(LINE_STATUS) & 1 != 0 {
+        while uart.retry_in().is_some() || uart.read(LINE_STATUS) & 1 != 0 {
             while uart.read(LINE_STATUS) & 1 != 0 {
                 got.push(uart.read(DATA));
             }

@@ -37,26 +37,35 @@ const CPU: &str = "max,+svm,+npt,-xsave";
 /// The one CPU that a machine runs on, locked against other machines of this user.
 struct OwnCpu {
     number: usize,
-    _lock: Option<File>,
+    /// Held as long as the machine runs.
+    lock: Option<File>,
 }
 
 impl OwnCpu {
-    /// A CPU that no other nested machine has, the last first (the first has more of the host's own
-    /// work); when there is none the last is shared, and that is said.
+    /// A CPU that no other nested machine has, or the last; that it is shared is said.
     fn choose() -> Result<Option<Self>> {
-        let allowed = allowed_cpus();
+        let Some(own) = Self::among(&allowed_cpus(), &paths::cache()?)? else { return Ok(None) };
+        if own.lock.is_none() {
+            let cpu = own.number;
+            progress::line(
+                "nested",
+                &format!("every CPU has a nested machine already: shares CPU {cpu}, and is slower"),
+            );
+        }
+        Ok(Some(own))
+    }
+
+    /// The last of these that nobody has locked in this directory (the first has more of the host's own
+    /// work); when there is none the last, shared. `None` when there are none at all.
+    fn among(allowed: &[usize], locks: &Path) -> Result<Option<Self>> {
         let Some(&last) = allowed.last() else { return Ok(None) };
-        let cache = paths::cache()?;
         for &number in allowed.iter().rev() {
-            if let Some(lock) = cache::try_lock(&cache.join(format!("nested-cpu{number}.lock")))? {
-                return Ok(Some(Self { number, _lock: Some(lock) }));
+            let lock = cache::try_lock(&locks.join(format!("nested-cpu{number}.lock")))?;
+            if lock.is_some() {
+                return Ok(Some(Self { number, lock }));
             }
         }
-        progress::line(
-            "nested",
-            &format!("every CPU has a nested machine already: shares CPU {last}, and is slower"),
-        );
-        Ok(Some(Self { number: last, _lock: None }))
+        Ok(Some(Self { number: last, lock: None }))
     }
 }
 
@@ -269,7 +278,19 @@ fn file_device(prefix: &str, file: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{file_device, trouble};
+    use super::{OwnCpu, file_device, trouble};
+
+    #[test]
+    fn two_machines_share_a_cpu_only_when_there_is_no_other() {
+        let locks = tempfile::tempdir().unwrap();
+        let choose = || OwnCpu::among(&[1, 4], locks.path()).unwrap().unwrap();
+        let (first, second, third) = (choose(), choose(), choose());
+        assert_eq!([first.number, second.number, third.number], [4, 1, 4]);
+        assert!(first.lock.is_some() && second.lock.is_some() && third.lock.is_none());
+        drop(first);
+        assert_eq!(choose().number, 4);
+        assert!(OwnCpu::among(&[], locks.path()).unwrap().is_none());
+    }
 
     #[test]
     fn a_panic_is_found() {
