@@ -15,9 +15,12 @@ use crate::sys::{Fault, FaultBatch, FaultKind, wait_readable};
 
 /// The most messages that are read at once.
 const MESSAGE_BATCH: usize = 64;
-/// The longest time that the thread spins for a message before it sleeps. A sleep and a wake-up cost a
+/// The time that the thread spins for a message before it sleeps. A sleep and a wake-up cost a
 /// few microseconds here and many more in the thread that waits.
 const LONGEST_SPIN: Duration = Duration::from_micros(50);
+/// After so many spins in a row without a message, only one wait in [`WAITS_PER_TRIAL`] spins.
+const MOST_VAIN_SPINS: u32 = 4;
+const WAITS_PER_TRIAL: u32 = 16;
 
 /// The thread. A failure is told to the VMM; who waits for pages goes on waiting, and does not read
 /// zeros.
@@ -36,14 +39,18 @@ impl Core {
         let mut faults = Vec::with_capacity(MESSAGE_BATCH);
         let mut spin = Spin::new();
         while !self.is_closing() {
+            let budget = spin.budget();
             let waiting = Instant::now();
             loop {
                 let messages = self.userfault.read(&self.mapping, &mut batch);
                 faults.extend(messages.map_err(system("read userfaultfd messages"))?);
-                if !faults.is_empty() || waiting.elapsed() >= spin.budget {
+                if !faults.is_empty() || budget.is_zero() || waiting.elapsed() >= budget {
                     break;
                 }
                 std::hint::spin_loop();
+            }
+            if !budget.is_zero() {
+                spin.ended(!faults.is_empty());
             }
             if faults.is_empty() {
                 let [_, stopped] = wait_readable([Some(&self.userfault), Some(stop)], None)
@@ -52,7 +59,6 @@ impl Core {
                     break;
                 }
             } else {
-                spin.came_after(waiting.elapsed());
                 self.on_messages(&mut faults);
             }
         }
@@ -99,11 +105,13 @@ impl Core {
     }
 }
 
-/// How long to spin for the next message: twice what it took lately, if that is short at all.
+/// Whether to spin for the next message: while spins end with one. A time would not do for a measure:
+/// that of a wait that slept has the sleep's own cost in it, and the thread would not find back.
 struct Spin {
-    /// A running mean.
-    gap: Duration,
-    budget: Duration,
+    /// Spins in a row that ended without a message.
+    vain: u32,
+    /// Waits since the last spin.
+    skipped: u32,
     alone: bool,
 }
 
@@ -111,13 +119,23 @@ impl Spin {
     fn new() -> Self {
         // On a single CPU, whoever sends the next message needs that CPU.
         let alone = thread::available_parallelism().map_or(true, |cpus| cpus.get() == 1);
-        Self { gap: LONGEST_SPIN, budget: Duration::ZERO, alone }
+        Self { vain: 0, skipped: 0, alone }
     }
 
-    fn came_after(&mut self, gap: Duration) {
-        self.gap = (self.gap * 7 + gap.min(4 * LONGEST_SPIN)) / 8;
-        let pays = !self.alone && self.gap < LONGEST_SPIN;
-        self.budget = if pays { (2 * self.gap).min(LONGEST_SPIN) } else { Duration::ZERO };
+    /// How long the next wait spins.
+    fn budget(&mut self) -> Duration {
+        let pays = self.vain < MOST_VAIN_SPINS || self.skipped >= WAITS_PER_TRIAL;
+        if self.alone || !pays {
+            self.skipped += 1;
+            return Duration::ZERO;
+        }
+        self.skipped = 0;
+        LONGEST_SPIN
+    }
+
+    /// How a spin ended.
+    fn ended(&mut self, message: bool) {
+        self.vain = if message { 0 } else { self.vain.saturating_add(1) };
     }
 }
 
@@ -126,15 +144,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_spins_while_messages_come_fast_and_sleeps_when_they_do_not() {
+    fn it_spins_while_messages_come_fast_and_seldom_when_they_do_not() {
         let mut spin = Spin { alone: false, ..Spin::new() };
-        assert_eq!(spin.budget, Duration::ZERO);
-        (0..50).for_each(|_| spin.came_after(Duration::from_micros(10)));
-        assert!(spin.budget >= Duration::from_micros(20) && spin.budget <= LONGEST_SPIN);
-        (0..50).for_each(|_| spin.came_after(Duration::from_millis(1)));
-        assert_eq!(spin.budget, Duration::ZERO);
+        let mut waits = |spin: &mut Spin, message: bool| {
+            let spun = (0..1600).filter(|_| {
+                let spins = !spin.budget().is_zero();
+                if spins {
+                    spin.ended(message);
+                }
+                spins
+            });
+            spun.count()
+        };
+        assert_eq!(waits(&mut spin, true), 1600);
+        let vain = waits(&mut spin, false);
+        assert!((50..=100).contains(&vain), "{vain} spins for nothing");
+        assert!(waits(&mut spin, true) >= 1600 - WAITS_PER_TRIAL as usize);
         let mut alone = Spin { alone: true, ..Spin::new() };
-        (0..50).for_each(|_| alone.came_after(Duration::from_micros(1)));
-        assert_eq!(alone.budget, Duration::ZERO);
+        assert_eq!(waits(&mut alone, true), 0);
     }
 }
