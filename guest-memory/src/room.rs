@@ -35,6 +35,10 @@ pub(crate) struct Room {
     /// the guest stopped.
     stuck: AtomicBool,
     write_backs: AtomicU64,
+    /// Pages that are on their way to the store.
+    leaving: AtomicU64,
+    /// Workers that wait for room.
+    waiters: AtomicU64,
     waiting: Mutex<Waiting>,
     /// For whoever waits for room.
     freed: Condvar,
@@ -47,6 +51,22 @@ struct Waiting {
     /// The evictor has something to look at.
     rung: bool,
     closed: bool,
+}
+
+/// One waiter more while it lives.
+struct Counted<'a>(&'a AtomicU64);
+
+impl<'a> Counted<'a> {
+    fn new(waiters: &'a AtomicU64) -> Self {
+        waiters.fetch_add(1, Ordering::SeqCst);
+        Self(waiters)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// Why a wait for room ended without it.
@@ -62,6 +82,8 @@ impl Room {
             stored: AtomicU64::new(0),
             stuck: AtomicBool::new(false),
             write_backs: AtomicU64::new(0),
+            leaving: AtomicU64::new(0),
+            waiters: AtomicU64::new(0),
             waiting: Mutex::default(),
             freed: Condvar::new(),
             wanted: Condvar::new(),
@@ -71,7 +93,8 @@ impl Room {
     /// Room for `pages` more, if there is.
     #[must_use]
     pub(crate) fn try_take(&self, pages: u64) -> bool {
-        let taken = self.take_if_free(pages);
+        // Who waits comes first.
+        let taken = self.waiters.load(Ordering::SeqCst) == 0 && self.take_if_free(pages);
         self.ring_if_full();
         taken
     }
@@ -95,8 +118,13 @@ impl Room {
         _: &MayWait,
         mut help: impl FnMut() -> bool,
     ) -> Result<(), Closed> {
+        if self.try_take(pages) {
+            return Ok(());
+        }
+        let _counted = Counted::new(&self.waiters);
         loop {
-            if self.try_take(pages) {
+            self.ring_if_full();
+            if self.take_if_free(pages) {
                 return Ok(());
             }
             if help() {
@@ -121,8 +149,8 @@ impl Room {
 
     /// Gives room back.
     pub(crate) fn give(&self, pages: u64) {
-        self.used.fetch_sub(pages, Ordering::Relaxed);
-        if self.limited() {
+        self.used.fetch_sub(pages, Ordering::SeqCst);
+        if self.waiters.load(Ordering::SeqCst) > 0 {
             self.look_again();
         }
     }
@@ -176,8 +204,13 @@ impl Room {
         limit.saturating_sub(if limit == NONE { 0 } else { self.stored_pages() })
     }
 
-    /// How many pages have to go so that faults find room.
+    /// How many pages have to go so that faults find room, beside those on their way.
     pub(crate) fn excess(&self) -> u64 {
+        self.over().saturating_sub(self.leaving.load(Ordering::Relaxed))
+    }
+
+    /// How many pages are too many for faults to find room.
+    fn over(&self) -> u64 {
         let all = self.used.load(Ordering::Relaxed) + self.stored_pages();
         all.saturating_sub(self.target())
     }
@@ -190,7 +223,7 @@ impl Room {
 
     /// Is there so little room that fetching ahead would take it from faults?
     pub(crate) fn is_tight_for_prefetch(&self) -> bool {
-        self.limited() && self.excess() > 0
+        self.limited() && self.over() > 0
     }
 
     /// One more write-back may begin, of [`MAX_WRITE_BACKS`] at once.
@@ -200,8 +233,14 @@ impl Room {
         self.write_backs.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
-    /// A write-back is over.
-    pub(crate) fn write_back_ended(&self) {
+    /// The write-back that may begin has so many pages.
+    pub(crate) fn write_back_began(&self, pages: usize) {
+        self.leaving.fetch_add(pages as u64, Ordering::Relaxed);
+    }
+
+    /// A write-back is over, that of so many pages.
+    pub(crate) fn write_back_ended(&self, pages: usize) {
+        self.leaving.fetch_sub(pages as u64, Ordering::Relaxed);
         self.write_backs.fetch_sub(1, Ordering::Relaxed);
         self.ring_if_full();
     }

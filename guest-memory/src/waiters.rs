@@ -60,6 +60,14 @@ impl Waiters {
         verdict
     }
 
+    /// This one does not wait any more.
+    pub(crate) fn leave(&self, page: PageIndex, waiter: &Waiter) {
+        let same = |(p, other): &(PageIndex, Waiter)| {
+            *p == page && other.token == waiter.token && Arc::ptr_eq(&other.wake, &waiter.wake)
+        };
+        self.list(page).retain(|entry| !same(entry));
+    }
+
     /// Tells whoever waits for the page, which was just settled, and returns how many they were.
     pub(crate) fn tell(&self, page: PageIndex, end: PageEnd) -> usize {
         let told: Vec<_> = self.list(page).extract_if(.., |(p, _)| *p == page).collect();

@@ -98,7 +98,8 @@ pub(crate) enum OnFault {
 pub(crate) struct OnSettled {
     /// The wait lists have somebody for this page.
     pub(crate) waiters: bool,
-    /// Somebody may sleep on it in the kernel; if it was not mapped, they have to be woken.
+    /// Somebody may sleep on it in the kernel: they have to be woken, also if it was mapped, for they may
+    /// have come when the host had taken the entry away again.
     pub(crate) wanted: bool,
 }
 
@@ -297,6 +298,8 @@ impl PageWord {
     pub(crate) fn fetched(&mut self) -> OnFetched {
         self.owned(PageState::Fetching);
         if self.is_wanted() {
+            // Mapping it wakes whoever sleeps on it; who comes after that has to be seen.
+            self.0 &= !WANTED;
             self.to(PageState::Installing, OnFetched::Wanted)
         } else {
             self.to(PageState::Idle, OnFetched::Idle)
@@ -335,6 +338,7 @@ impl PageWord {
     pub(crate) fn unmapped(&mut self, failed: bool) -> OnUnmapped {
         self.owned(PageState::Unmapping);
         if failed || self.is_wanted() {
+            self.0 &= !WANTED;
             self.to(PageState::Installing, OnUnmapped::Wanted)
         } else {
             self.to(PageState::Idle, OnUnmapped::Idle)

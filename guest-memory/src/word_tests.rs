@@ -116,10 +116,13 @@ impl Model {
             (Edge::Installed, _) => self.settle(S::Mapped),
             (Edge::Unfetched | Edge::Unfilled, _) => self.settle(S::Stored),
             (Edge::Failed, _) => self.settle(S::Failed),
-            (Edge::Fetched, _) => self.state = if wanted { S::Installing } else { S::Idle },
+            (Edge::Fetched, _) => {
+                (self.state, self.wanted) = (if wanted { S::Installing } else { S::Idle }, false);
+            }
             (Edge::BeginUnmap, S::Mapped) if self.pins == 0 => self.state = S::Unmapping,
             (Edge::Unmapped { failed }, _) => {
                 self.state = if failed || wanted { S::Installing } else { S::Idle };
+                self.wanted = false;
             }
             (Edge::BeginStore, S::Idle) => {
                 self.state = S::Storing;

@@ -296,7 +296,7 @@ impl Events {
 
 /// One line for whoever watches; the terminal may be raw.
 fn say(message: &str) {
-    let _ = write!(io::stderr(), "nowait: {message}\r\n");
+    eprint!("nowait: {message}\r\n");
 }
 
 fn failure(message: &str) -> ExitReason {

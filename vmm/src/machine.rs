@@ -220,7 +220,18 @@ impl Machine {
         let com2 = uart(&vm, ports::COM2_IRQ, Box::new(LineSink::new(sink, wake)))?;
         let power = Power::new(spec.debug_exit);
         let bus = Arc::new(Bus::new(com1.into(), com2.into(), power, Arc::clone(&pager)));
-        Ok(Self { spec, _vm: vm, vcpus, bus, console, pager, crew, prefault, messages, message_event })
+        Ok(Self {
+            spec,
+            _vm: vm,
+            vcpus,
+            bus,
+            console,
+            pager,
+            crew,
+            prefault,
+            messages,
+            message_event,
+        })
     }
 
     /// Runs the guest to its end. Reports of the agent go to `report` as they come.

@@ -10,8 +10,8 @@ use nowait_wire::agent;
 use crate::boot::detect::{Kernel, KernelError};
 use crate::boot::layout::CMDLINE_MAX_BYTES;
 use crate::kvm::cpuid::Apf;
-use crate::paging::FaultSource;
 use crate::operand::{self, FileId};
+use crate::paging::FaultSource;
 use crate::size;
 
 /// What every kernel command line begins with.

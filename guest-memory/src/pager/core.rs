@@ -47,6 +47,7 @@ pub(crate) struct Core {
     pub(super) markers: bool,
     /// A bit for each block of [`MARKED_BLOCK_PAGES`] whose untouched pages carry markers.
     pub(super) marked_blocks: Vec<AtomicU64>,
+    pub(super) pinned_pages: AtomicU64,
     pub(super) prefetch: bool,
     pub(super) closing: AtomicBool,
     pub(super) failure: OnceLock<PagerError>,
@@ -62,7 +63,8 @@ pub(super) const MARKED_BLOCK_PAGES: u32 = 512;
 impl Core {
     /// Keeps the first failure and tells the VMM.
     pub(super) fn fail(&self, error: PagerError) {
-        if self.failure.set(error).is_ok() {
+        // At the end everything fails that is still under way.
+        if !self.is_closing() && self.failure.set(error).is_ok() {
             self.ring();
         }
     }

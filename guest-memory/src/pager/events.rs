@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn it_spins_while_messages_come_fast_and_seldom_when_they_do_not() {
         let mut spin = Spin { alone: false, ..Spin::new() };
-        let mut waits = |spin: &mut Spin, message: bool| {
+        let waits = |spin: &mut Spin, message: bool| {
             let spun = (0..1600).filter(|_| {
                 let spins = !spin.budget().is_zero();
                 if spins {

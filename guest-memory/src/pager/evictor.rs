@@ -95,9 +95,10 @@ impl Core {
         while left > 0 && batches > 0 && self.room.begin_write_back() {
             let batch = self.choose(left.min(BATCH_PAGES));
             if batch.is_empty() {
-                self.room.write_back_ended();
+                self.room.write_back_ended(0);
                 break;
             }
+            self.room.write_back_began(batch.len());
             left = left.saturating_sub(batch.len());
             batches -= 1;
             begun += 1;

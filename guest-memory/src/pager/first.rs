@@ -61,8 +61,10 @@ impl Core {
             }
             OnFault::Join => {
                 self.counters.joined.add(1);
-                // If it is being fetched ahead, it is a fault from now on.
-                self.workers.promote(page.0.into());
+                if self.table.state(page) == PageState::Fetching {
+                    // If it is being fetched ahead, it is a fault from now on.
+                    self.workers.promote(page.0.into());
+                }
                 First::Joined
             }
             OnFault::Present => First::Present,
@@ -170,9 +172,7 @@ impl Core {
         if let Err(error) = self.map_until_done(PageRun::single(page)) {
             return self.give_up(page, error);
         }
-        if self.table.edge(page, PageWord::installed).waiters {
-            self.waiters.tell(page, PageEnd::Ready);
-        }
+        self.put_back(page, self.table.edge(page, PageWord::installed));
     }
 
     /// Puts the claimed neighbours of `page` back.
@@ -182,7 +182,7 @@ impl Core {
         }
     }
 
-    /// A page has no owner any more and is not mapped: whoever wants it has to fault again.
+    /// A page has no owner any more: whoever wanted it meanwhile looks, or faults, again.
     pub(super) fn put_back(&self, page: PageIndex, settled: OnSettled) {
         if settled.wanted && !self.is_closing() {
             // What can go wrong here goes wrong with the next system call, too, which reports it.
@@ -212,9 +212,7 @@ impl Core {
         }
         let mapped = |each: &PageIndex| self.table.state(*each) == PageState::Installing;
         for each in run.iter().filter(mapped) {
-            if self.table.edge(each, PageWord::installed).waiters {
-                self.waiters.tell(each, PageEnd::Ready);
-            }
+            self.put_back(each, self.table.edge(each, PageWord::installed));
         }
         if run.pages() > 1 {
             self.tell_mapped(run);

@@ -68,6 +68,7 @@ const LOOKS: u32 = 16;
 /// How many pages the policy is told of under one lock.
 const SURVEY_PAGES: u32 = 1024;
 /// How long an eviction that somebody asked for waits for a page that another thread is at.
+const OWNER_PAUSE: Duration = Duration::from_micros(20);
 const OWNER_LIMIT: Duration = Duration::from_millis(20);
 
 /// How the pager works.
@@ -139,6 +140,13 @@ impl Pager {
     pub fn fault(&self, gfn: Gfn, lane: u16, waiter: &Waiter) -> Result<Fault, PagerError> {
         let page = self.page_of(gfn)?;
         Ok(self.core.fault(page, lane, waiter))
+    }
+
+    /// A waiter that was told to wait does so no more: it is not told when the page comes.
+    pub fn leave(&self, gfn: Gfn, waiter: &Waiter) {
+        if let Ok(page) = self.page_of(gfn) {
+            self.core.waiters.leave(page, waiter);
+        }
     }
 
     /// Has the mapping of a page made anew that is mapped by all we know, and yet cannot be accessed.
@@ -317,7 +325,7 @@ impl Core {
         while matches!(self.table.state(page), S::Installing | S::Unmapping | S::Dropping)
             && Instant::now() < until
         {
-            std::thread::yield_now();
+            std::thread::sleep(OWNER_PAUSE);
         }
     }
 

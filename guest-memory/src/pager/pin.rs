@@ -2,11 +2,11 @@
 //! seen through the alias. Nothing else touches the alias once the guest runs: a hole in it would read
 //! as zeros, and be taken for the page.
 
-use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
 use super::core::Core;
 use super::{Fault, Pager, PagerError};
@@ -17,6 +17,8 @@ use crate::word::{OnPin, PageState, PageWord};
 
 /// The most pages of one pin.
 const MAX_PIN_PAGES: u64 = 512;
+/// All pins together may have this part of the resident limit.
+const PIN_SHARE: u64 = 4;
 /// The longest wait for a page of a pin.
 const PIN_LIMIT: Duration = Duration::from_secs(30);
 /// How often a page that left again before it was pinned is brought in.
@@ -31,11 +33,12 @@ pub struct Pinned {
     _pins: Pins,
 }
 
-impl Deref for Pinned {
-    type Target = GuestMemoryMmap;
+/// Not the view itself, which could be cloned and outlive the pins.
+impl GuestMemoryBackend for Pinned {
+    type R = GuestRegionMmap;
 
-    fn deref(&self) -> &GuestMemoryMmap {
-        &self.view
+    fn iter(&self) -> impl Iterator<Item = &GuestRegionMmap> {
+        GuestMemoryBackend::iter(&self.view)
     }
 }
 
@@ -49,10 +52,27 @@ impl std::fmt::Debug for Pinned {
 struct Pins {
     core: Arc<Core>,
     pages: Vec<PageIndex>,
+    /// How many there will be; counted for all pins together.
+    announced: u64,
+}
+
+impl Pins {
+    /// No pins yet, for so many pages. All pins together may have a quarter of the resident limit: what
+    /// is pinned cannot make room.
+    fn new(core: &Arc<Core>, pages: u64) -> Result<Self, PagerError> {
+        let most = core.room.limit_bytes().map_or(u64::MAX, |bytes| bytes / PAGE_BYTES / PIN_SHARE);
+        let before = core.pinned_pages.fetch_add(pages, Ordering::Relaxed);
+        let pins = Self { core: Arc::clone(core), pages: Vec::new(), announced: pages };
+        if before + pages > most {
+            return Err(PagerError::Busy { what: "pinned pages", limit: most as usize });
+        }
+        Ok(pins)
+    }
 }
 
 impl Drop for Pins {
     fn drop(&mut self) {
+        self.core.pinned_pages.fetch_sub(self.announced, Ordering::Relaxed);
         for page in &self.pages {
             self.core.table.edge(*page, PageWord::unpin);
         }
@@ -84,7 +104,7 @@ impl Pager {
         if pages.len() as u64 > MAX_PIN_PAGES {
             return Err(PagerError::PinTooLarge { bytes: pages.len() as u64 * PAGE_BYTES });
         }
-        let mut pins = Pins { core: Arc::clone(&self.core), pages: Vec::new() };
+        let mut pins = Pins::new(&self.core, pages.len() as u64)?;
         for page in &pages {
             self.core.pin(*page, by)?;
             pins.pages.push(*page);
@@ -156,7 +176,8 @@ impl Core {
                 }
                 OnPin::Absent => {}
             }
-            match self.fault(page, LANE, &by.begin()) {
+            let waiter = by.begin();
+            match self.fault(page, LANE, &waiter) {
                 Fault::Hit | Fault::Present => {}
                 Fault::Lost => return Err(PagerError::Lost(gfn)),
                 Fault::Waits { .. } => {
@@ -168,6 +189,9 @@ impl Core {
                             other => break other,
                         }
                     };
+                    if !matches!(woken, Woken::Page(_)) {
+                        self.waiters.leave(page, &waiter);
+                    }
                     match woken {
                         Woken::TimedOut => return Err(PagerError::TimedOut(gfn)),
                         Woken::Closed => return Err(PagerError::Interrupted(gfn)),

@@ -44,8 +44,8 @@ impl Core {
     ) {
         let began = Instant::now();
         let mut bytes = [0; PAGE_SIZE];
-        match self.read(&[(page, slot)], std::slice::from_mut(&mut bytes), pass).pop() {
-            Some(Ok(())) => {
+        match self.read(page, slot, &mut bytes, pass) {
+            Ok(()) => {
                 self.counters.fetch_latency.record(began.elapsed());
                 // Dropped, the work puts its page back.
                 let Ok(()) = self.take_room(pass) else { return };
@@ -55,15 +55,15 @@ impl Core {
                 self.install_fetched(page, &bytes);
                 self.fetch_ahead(neighbours);
             }
-            None | Some(Err(Failed::Closed)) => {}
-            Some(Err(Failed::Trouble(error))) => {
+            Err(Failed::Closed) => {}
+            Err(Failed::Trouble(error)) => {
                 self.counters.read_errors.add(1);
                 if work.attempts + 1 >= TROUBLE_AFTER {
                     self.trouble_with(&mut work, &error);
                 }
                 work.again();
             }
-            Some(Err(Failed::Damaged(error))) => {
+            Err(Failed::Damaged(error)) => {
                 self.counters.read_errors.add(1);
                 if work.attempts + 1 < LOST_AFTER {
                     return work.again();
@@ -75,18 +75,25 @@ impl Core {
         }
     }
 
-    /// Reads pages ahead of their faults. What fails is put back: nobody may ever want it.
-    pub(super) fn second_prefetch(&self, pages: &[(PageIndex, Slot)], pass: &MayWait) {
-        let mut bytes = vec![[0; PAGE_SIZE]; pages.len()];
-        let results = self.read(pages, &mut bytes, pass);
-        for (((page, _), bytes), result) in pages.iter().zip(&bytes).zip(results) {
-            // It takes no room that a fault might want.
-            if result.is_ok() && !self.room.is_tight_for_prefetch() && self.room.try_take(1) {
-                self.counters.prefetched_pages.add(1);
-                self.install_fetched(*page, bytes);
-            } else {
-                self.not_fetched(*page);
-            }
+    /// Reads a page ahead of its fault. Dropped, the work puts it back: nobody may ever want it, and who
+    /// does faults again.
+    pub(super) fn second_prefetch(
+        &self,
+        mut work: Work,
+        page: PageIndex,
+        slot: Slot,
+        pass: &MayWait,
+    ) {
+        // It takes no room that a fault might want.
+        if self.room.is_tight_for_prefetch() {
+            return;
+        }
+        let mut bytes = [0; PAGE_SIZE];
+        let read = self.read(page, slot, &mut bytes, pass);
+        if read.is_ok() && self.room.try_take(1) {
+            self.counters.prefetched_pages.add(1);
+            work.done();
+            self.install_fetched(page, &bytes);
         }
     }
 
@@ -117,28 +124,26 @@ impl Core {
 
     fn read(
         &self,
-        pages: &[(PageIndex, Slot)],
-        bytes: &mut [PageBytes],
+        page: PageIndex,
+        slot: Slot,
+        bytes: &mut PageBytes,
         pass: &MayWait,
-    ) -> Vec<Result<(), Failed>> {
-        let mut reads: Vec<_> =
-            pages.iter().zip(bytes).map(|((_, slot), page)| Read::new(*slot, page)).collect();
-        self.store.read(pass, &mut reads);
-        let checked = |(read, (page, slot)): (Read<'_>, &(PageIndex, Slot))| {
-            let gfn = self.layout.gfn_of(*page);
-            match read.result {
-                Ok(()) if checksum(read.page) == self.table.checksum(*page) => Ok(()),
-                Ok(()) => Err(Failed::Damaged(PagerError::Checksum { gfn, slot: *slot })),
-                Err(source) => Err(match source.trouble() {
-                    Trouble::Closed => Failed::Closed,
-                    Trouble::Transient => Failed::Trouble(source),
-                    Trouble::Full | Trouble::Unwanted | Trouble::Lost => {
-                        Failed::Damaged(PagerError::Fetch { gfn, source })
-                    }
-                }),
-            }
-        };
-        reads.into_iter().zip(pages).map(checked).collect()
+    ) -> Result<(), Failed> {
+        let mut read = [Read::new(slot, bytes)];
+        self.store.read(pass, &mut read);
+        let [read] = read;
+        let gfn = self.layout.gfn_of(page);
+        match read.result {
+            Ok(()) if checksum(read.page) == self.table.checksum(page) => Ok(()),
+            Ok(()) => Err(Failed::Damaged(PagerError::Checksum { gfn, slot })),
+            Err(source) => Err(match source.trouble() {
+                Trouble::Closed => Failed::Closed,
+                Trouble::Transient => Failed::Trouble(source),
+                Trouble::Full | Trouble::Unwanted | Trouble::Lost => {
+                    Failed::Damaged(PagerError::Fetch { gfn, source })
+                }
+            }),
+        }
     }
 
     /// The page's bytes are here and its room is taken.
@@ -179,19 +184,20 @@ impl Core {
 
     /// Fetches those of the pages that are in the store and not at hand.
     fn fetch_ahead(self: &Arc<Self>, pages: Vec<PageIndex>) {
-        let claimed: Vec<_> = pages
-            .into_iter()
-            .filter(|other| {
-                self.table.word(*other).slot().is_some_and(|slot| !self.store.at_hand(slot))
-            })
-            .filter_map(|other| {
-                self.table.edge(other, PageWord::prefetch).map(|(slot, _)| (other, slot))
-            })
-            .collect();
-        if !claimed.is_empty() {
-            // Refused, it is dropped and puts its pages back.
-            let work = Work::new(Arc::clone(self), Job::Prefetch(claimed));
-            drop(self.workers.submit(work, Duration::ZERO));
+        for page in pages {
+            let slot = self.table.word(page).slot();
+            if slot.is_none_or(|slot| self.store.at_hand(slot)) {
+                continue;
+            }
+            if let Some((slot, _)) = self.table.edge(page, PageWord::prefetch) {
+                let work = Work::new(Arc::clone(self), Job::Prefetch(page, slot));
+                // Refused, it is dropped and puts its page back.
+                drop(self.workers.submit(work, Duration::ZERO));
+                // A fault may have joined it before the workers knew of it.
+                if self.table.word(page).is_wanted() {
+                    self.workers.promote(page.0.into());
+                }
+            }
         }
     }
 }

@@ -99,6 +99,7 @@ impl GuestRam {
             fault_around_pages,
             markers: config.markers,
             marked_blocks: (0..blocks).map(|_| AtomicU64::new(0)).collect(),
+            pinned_pages: AtomicU64::new(0),
             prefetch: config.prefetch,
             closing: AtomicBool::new(false),
             failure: OnceLock::new(),

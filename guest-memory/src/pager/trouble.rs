@@ -52,6 +52,7 @@ impl Core {
     /// After a batch of writes: why some were refused, if so, and how many pages left all the same.
     pub(super) fn note_writes(&self, refused: Option<&StoreError>, left: usize) {
         match refused {
+            _ if self.is_closing() => {}
             // Without a limit whoever asked for the eviction hears of it, and nobody else need.
             Some(error) if left == 0 && self.room.limited() => self.change_health(|known| {
                 known.health.writes = Some(error.to_string());

@@ -11,7 +11,7 @@ use super::second;
 use crate::address::PageIndex;
 use crate::pass::MayWait;
 use crate::stores::Slot;
-use crate::word::{Generation, PageWord, Taken};
+use crate::word::{Generation, OnSettled, PageWord, Taken};
 
 /// In which order workers serve what waits; see [`Work::class`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,8 +53,8 @@ pub struct Work {
 pub(super) enum Job {
     /// Read a page from the store and map it.
     Fetch(PageIndex, Slot),
-    /// Read pages ahead of their faults, and map those that somebody wants by then.
-    Prefetch(Vec<(PageIndex, Slot)>),
+    /// Read a page ahead of its fault, and map it if somebody wants it by then.
+    Prefetch(PageIndex, Slot),
     /// Take room, then fill from the store, where it is at hand.
     Fill(PageIndex, Slot),
     /// Take room, then install zeros.
@@ -68,8 +68,7 @@ pub(super) enum Job {
 impl Work {
     pub(super) fn new(core: Arc<Core>, job: Job) -> Self {
         match &job {
-            Job::Fetch(..) => core.counters.fetches_began(1),
-            Job::Prefetch(pages) => core.counters.fetches_began(pages.len() as u64),
+            Job::Fetch(..) | Job::Prefetch(..) => core.counters.fetches_began(1),
             _ => {}
         }
         Self { core, job: Some(job), attempts: 0, in_trouble: false, lane: 0 }
@@ -79,7 +78,7 @@ impl Work {
     #[must_use]
     pub fn class(&self) -> WorkClass {
         match self.job {
-            Some(Job::Prefetch(_)) => WorkClass::Prefetch,
+            Some(Job::Prefetch(..)) => WorkClass::Prefetch,
             Some(Job::WriteBack) => WorkClass::WriteBack,
             _ => WorkClass::Fault,
         }
@@ -100,11 +99,14 @@ impl Work {
     /// Names it for [`Workers::promote`].
     #[must_use]
     pub fn key(&self) -> u64 {
-        match &self.job {
-            Some(Job::Fetch(page, _) | Job::Fill(page, _) | Job::Zero(page) | Job::Remap(page)) => {
-                page.0.into()
-            }
-            Some(Job::Prefetch(pages)) => pages.first().map_or(u64::MAX, |(page, _)| page.0.into()),
+        match self.job {
+            Some(
+                Job::Fetch(page, _)
+                | Job::Prefetch(page, _)
+                | Job::Fill(page, _)
+                | Job::Zero(page)
+                | Job::Remap(page),
+            ) => page.0.into(),
             Some(Job::WriteBack) | None => u64::MAX,
         }
     }
@@ -118,19 +120,16 @@ impl Work {
     pub fn run(mut self) {
         let pass = MayWait::second_pass();
         let core = Arc::clone(&self.core);
-        match &mut self.job {
-            &mut Some(Job::Fetch(page, slot)) => core.second_fetch(self, page, slot, &pass),
-            &mut Some(Job::Fill(page, slot)) => core.second_fill(self, page, slot, &pass),
-            &mut Some(Job::Zero(page)) => core.second_zero(self, page, &pass),
-            &mut Some(Job::Remap(page)) => {
+        match self.job {
+            Some(Job::Fetch(page, slot)) => core.second_fetch(self, page, slot, &pass),
+            Some(Job::Fill(page, slot)) => core.second_fill(self, page, slot, &pass),
+            Some(Job::Zero(page)) => core.second_zero(self, page, &pass),
+            Some(Job::Remap(page)) => {
                 self.done();
                 core.counters.remapped_pages.add(1);
                 core.map_owned(page);
             }
-            Some(Job::Prefetch(pages)) => {
-                let pages = std::mem::take(pages);
-                core.second_prefetch(&pages, &pass);
-            }
+            Some(Job::Prefetch(page, slot)) => core.second_prefetch(self, page, slot, &pass),
             Some(Job::WriteBack) => {
                 self.done();
                 core.write_back_next(&pass);
@@ -168,28 +167,26 @@ impl Drop for Work {
         let job = self.job.take();
         if std::thread::panicking() {
             // What this page has is not known; nobody gets it.
-            if let Some(Job::Fetch(page, _) | Job::Zero(page)) = job {
+            if let Some(Job::Fetch(page, _) | Job::Prefetch(page, _) | Job::Zero(page)) = job {
                 core.give_up(page, PagerError::Panicked);
             }
             return core.fail(PagerError::Panicked);
         }
         match job {
             None => {}
-            Some(Job::Fetch(page, _)) => core.not_fetched(page),
-            Some(Job::Prefetch(pages)) => {
-                pages.into_iter().for_each(|(page, _)| core.not_fetched(page));
-            }
+            Some(Job::Fetch(page, _) | Job::Prefetch(page, _)) => core.not_fetched(page),
             Some(Job::Fill(page, _)) => {
-                core.put_back(page, core.table.edge(page, PageWord::unfilled));
+                core.put_back_wanted(page, core.table.edge(page, PageWord::unfilled));
             }
             Some(Job::Zero(page)) => {
-                core.put_back(page, core.table.edge(page, PageWord::zero_again));
+                core.put_back_wanted(page, core.table.edge(page, PageWord::zero_again));
             }
             Some(Job::Remap(page)) => core.map_owned(page),
             Some(Job::WriteBack) => {
                 if let Some(batch) = core.next_leaving() {
+                    let pages = batch.len();
                     batch.into_iter().for_each(|(page, generation)| core.keep(page, generation));
-                    core.room.write_back_ended();
+                    core.room.write_back_ended(pages);
                 }
             }
         }
@@ -201,6 +198,11 @@ impl Core {
     pub(super) fn not_fetched(&self, page: PageIndex) {
         self.counters.outstanding.sub(1);
         self.put_back(page, self.table.edge(page, PageWord::unfetched));
+    }
+
+    /// As [`Core::put_back`] for a page that somebody's own fault brought here.
+    fn put_back_wanted(&self, page: PageIndex, settled: OnSettled) {
+        self.put_back(page, OnSettled { wanted: true, ..settled });
     }
 
     /// A page that was chosen to leave stays; no effect if it was used meanwhile.

@@ -22,10 +22,10 @@ use crate::word::{Generation, OnDropped, OnStored, OnUnmapped, PageWord, Taken};
 pub(super) const BATCH_PAGES: usize = 64;
 
 /// A page that is being written, with what is known of it.
-struct Leaving {
+struct Leaving<'a> {
     page: PageIndex,
     generation: Generation,
-    bytes: PageBytes,
+    bytes: &'a PageBytes,
     checksum: u64,
 }
 
@@ -81,7 +81,7 @@ impl Core {
     pub(super) fn write_back_next(self: &Arc<Self>, pass: &MayWait) -> bool {
         let Some(batch) = self.next_leaving() else { return false };
         self.write_back(&batch, pass);
-        self.room.write_back_ended();
+        self.room.write_back_ended(batch.len());
         true
     }
 
@@ -98,15 +98,14 @@ impl Core {
         batch: &[(PageIndex, Generation)],
         pass: &MayWait,
     ) -> WrittenBack {
-        let mut result = WrittenBack::default();
+        let mut bytes: Vec<PageBytes> = vec![[0; PAGE_SIZE]; batch.len()];
         let mut leaving = Vec::with_capacity(batch.len());
-        for (page, generation) in batch {
-            let mut bytes = [0; PAGE_SIZE];
-            match self.file.read_exact_at(&mut bytes, page.file_offset()) {
+        for ((page, generation), bytes) in batch.iter().zip(&mut bytes) {
+            match self.file.read_exact_at(bytes, page.file_offset()) {
                 Ok(()) => leaving.push(Leaving {
                     page: *page,
                     generation: *generation,
-                    checksum: checksum(&bytes),
+                    checksum: checksum(bytes),
                     bytes,
                 }),
                 Err(error) => {
@@ -117,17 +116,13 @@ impl Core {
         }
         let (clean, dirty): (Vec<_>, Vec<_>) =
             leaving.into_iter().partition(|page| self.is_clean(page));
-        let mut gone = Vec::with_capacity(batch.len());
-        for page in &clean {
-            if let Some(slot) = self.table.word(page.page).slot() {
-                self.counters.clean_pages.add(1);
-                gone.extend(self.begin_drop(page, slot, false));
-            }
-        }
-        let mut writes: Vec<_> = dirty.iter().map(|page| Write::new(&page.bytes)).collect();
+        // At once: whoever wants one of these need not wait for the others to be written.
+        let mut result = WrittenBack { pages: self.drop_clean(&clean), refused: None };
+        let mut writes: Vec<_> = dirty.iter().map(|page| Write::new(page.bytes)).collect();
         if !writes.is_empty() {
             self.store.write(pass, &mut writes);
         }
+        let mut gone = Vec::with_capacity(dirty.len());
         for (page, write) in dirty.iter().zip(writes) {
             match write.result {
                 Ok(slot) => gone.extend(self.begin_drop(page, slot, true)),
@@ -139,21 +134,35 @@ impl Core {
             }
         }
         self.weigh_store();
+        result.pages += gone.len() as u32;
         self.note_writes(result.refused.as_ref().map(|(_, error)| error), gone.len());
-        result.pages = gone.len() as u32;
         self.drop_pages(gone);
         result
     }
 
+    /// Drops pages whose older copies are still good; returns how many.
+    fn drop_clean(self: &Arc<Self>, clean: &[Leaving<'_>]) -> u32 {
+        let mut gone = Vec::with_capacity(clean.len());
+        for page in clean {
+            if let Some(slot) = self.table.word(page.page).slot() {
+                self.counters.clean_pages.add(1);
+                gone.extend(self.begin_drop(page, slot, false));
+            }
+        }
+        let dropped = gone.len() as u32;
+        self.drop_pages(gone);
+        dropped
+    }
+
     /// Is the older copy in the store the same? Clean is decided by content: a device or the VMM may
     /// write pages where no dirty bit tells.
-    fn is_clean(&self, leaving: &Leaving) -> bool {
+    fn is_clean(&self, leaving: &Leaving<'_>) -> bool {
         self.table.word(leaving.page).slot().is_some()
             && self.table.checksum(leaving.page) == leaving.checksum
     }
 
     /// The store has the page in `slot`: it is the caller's to drop, unless it was used meanwhile.
-    fn begin_drop(&self, leaving: &Leaving, slot: Slot, new: bool) -> Option<PageIndex> {
+    fn begin_drop(&self, leaving: &Leaving<'_>, slot: Slot, new: bool) -> Option<PageIndex> {
         let page = leaving.page;
         match self.table.edge(page, |word| word.stored(leaving.generation, slot)) {
             OnStored::Drop { older } => {
@@ -176,6 +185,9 @@ impl Core {
 
     /// Gives the memory of pages back that are Dropping.
     fn drop_pages(self: &Arc<Self>, mut pages: Vec<PageIndex>) {
+        if pages.is_empty() {
+            return;
+        }
         pages.sort_unstable();
         for run in runs(&pages) {
             let punched = memfd::punch(&self.file, run.first().file_offset(), run.byte_len());

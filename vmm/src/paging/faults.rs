@@ -100,7 +100,10 @@ impl Faults {
             Ok(Fault::Waits { .. }) => match self.sleeper.wait(None) {
                 Woken::Page(PageEnd::Ready) => Resolved::Enter,
                 Woken::Page(PageEnd::Lost) => lost(gfn),
-                Woken::Interrupted | Woken::Closed | Woken::TimedOut => Resolved::Interrupted,
+                Woken::Interrupted | Woken::Closed | Woken::TimedOut => {
+                    self.pager.leave(gfn, &waiter);
+                    Resolved::Interrupted
+                }
             },
             Err(error) => Resolved::Failed(error.to_string()),
         }
