@@ -1,11 +1,12 @@
 //! Models of the pool: every interleaving of two or three threads, up to a number of preemptions.
 //!
 //! ```text
-//!   RUSTFLAGS="--cfg loom" cargo test -p async-pf --release --test loom_pool --target-dir target/loom
+//!   RUSTFLAGS="--cfg loom" CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true \
+//!     cargo test -p async-pf --release --test loom_pool --target-dir target/loom
 //! ```
 //!
 //! Time stands still in a model. A wait with a limit of zero is over at once, any other one only
-//! by a bell: a lost wake-up is a deadlock, and loom reports it.
+//! by a bell: a lost wake-up is a deadlock, and loom reports it. `cargo xtask test` runs them, too.
 #![cfg(loom)]
 
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -175,6 +175,17 @@ fn delayed_jobs_run_in_time_and_need_no_free_worker() {
     }
 }
 
+/// With its message and backtrace, on a worker's small stack.
+#[test]
+fn a_panic_is_counted_and_the_worker_goes_on() {
+    let pool = pool(PoolConfig::sized(3, 1));
+    let (done, wait) = mpsc::channel();
+    pool.submit(ticket(Class::Fault, 0), Box::new(|| panic!("on purpose"))).unwrap();
+    pool.submit(ticket(Class::Fault, 0), Box::new(move || done.send(()).unwrap())).unwrap();
+    wait.recv_timeout(LONG).unwrap();
+    assert_eq!((pool.close(LONG).left_behind, pool.stats().panicked), (0, 1));
+}
+
 #[test]
 fn close_returns_with_a_dead_store() {
     let pool = pool(PoolConfig::sized(6, 2));

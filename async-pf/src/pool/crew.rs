@@ -74,6 +74,7 @@ impl<J> State<J> {
     }
 
     fn hand_out(&mut self, now: Duration, hire: bool) -> Vec<Call> {
+        debug_assert_eq!(self.idle.len() + self.queue.running().total(), self.seats.len());
         let mut calls = Vec::new();
         while hire || !self.idle.is_empty() {
             let Some(taken) = self.queue.take(now) else { break };
