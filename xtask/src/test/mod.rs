@@ -143,6 +143,7 @@ fn loom() -> Result<Counts> {
     cargo.env_remove("RUSTFLAGS").env("CARGO_ENCODED_RUSTFLAGS", "--cfg\x1floom");
     // Linking would take longer than the models.
     cargo.env("CARGO_PROFILE_RELEASE_LTO", "off");
+    cargo.env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true");
     cargo_tests("loom", vec![cargo])
 }
 
