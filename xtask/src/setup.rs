@@ -22,7 +22,7 @@ const fn need(package: &'static str, shown_by: &'static str, why: &'static str) 
     Need { package, shown_by, why }
 }
 
-const NEEDS: [Need; 12] = [
+const NEEDS: [Need; 14] = [
     need("gcc", "gcc", "guest kernel"),
     need("libc6-dev", "/usr/include/stdio.h", "static binaries, guest kernel"),
     need("make", "make", "guest kernel"),
@@ -35,6 +35,8 @@ const NEEDS: [Need; 12] = [
     need("busybox-static", "busybox", "the initramfs's shell"),
     need("libclang-dev", "/usr/lib/llvm*/lib/libclang.so", "building the userfaultfd crate"),
     need("qemu-system-x86", "qemu-system-x86_64", "the nested machine"),
+    need("qemu-utils", "qemu-nbd", "tests of the nbd store"),
+    need("nbdkit", "nbdkit", "tests of the nbd store"),
 ];
 /// Needed on Ubuntu only, whose kernel modules are compressed with it.
 const UBUNTU: Need = need("zstd", "zstd", "unpacking Ubuntu's kernel modules");
