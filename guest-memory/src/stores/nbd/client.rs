@@ -5,7 +5,7 @@
 //!   thread:  reply -> pending -> its batch;  lost -> all pending fail -> connect, with pauses -> reply ...
 //! ```
 
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use rustix::net::SendFlags;
 
 use super::handshake::Geometry;
-use super::pending::Pending;
+use super::replies::{Answer, Batch, Failure, Request, Run, Waiting, receive};
 use super::socket::{self, ConnectError, Socket};
-use super::wire::{self, Command, Cookie, REPLY_BYTES, REQUEST_BYTES};
+use super::wire::{self, Command, Cookie, REQUEST_BYTES};
 use crate::address::{PAGE_BYTES, PAGE_SIZE, PageBytes};
 use crate::stores::meter::Counter;
 use crate::stores::slots::offset;
@@ -50,13 +50,6 @@ impl Default for Timing {
     }
 }
 
-/// Pages of the export that follow one another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Run {
-    pub(super) first: Slot,
-    pub(super) pages: u32,
-}
-
 /// What is asked of the server.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Operation<'a> {
@@ -64,48 +57,9 @@ pub(super) enum Operation<'a> {
     Write(Slot, &'a PageBytes),
 }
 
-/// What became of an operation; a read has a page.
-pub(super) type Answer = Result<Option<Box<PageBytes>>, Failure>;
-
-/// Why there is no answer, or a bad one.
-#[derive(Clone, Debug)]
-pub(super) enum Failure {
-    /// There is no connection: the server has not seen the request.
-    NotSent(Arc<str>),
-    /// The connection was lost: the server may still do what was asked.
-    Lost(Arc<str>),
-    /// The server's error number.
-    Server(u32),
-    /// The client is closed.
-    Closed,
-}
-
-/// One request that waits for its reply.
-#[derive(Debug)]
-enum Request {
-    Page { batch: Arc<Batch>, index: usize, is_read: bool },
-    Trim(Run),
-}
-
-/// The operations of one caller.
-#[derive(Debug)]
-struct Batch {
-    answers: Mutex<Answers>,
-    all_there: Condvar,
-}
-
-#[derive(Debug)]
-struct Answers {
-    answers: Vec<Option<Answer>>,
-    missing: usize,
-}
-
-#[derive(Debug)]
 struct State {
     link: Link,
-    pending: Pending<Request>,
-    /// Runs that the server has trimmed.
-    trimmed: Vec<Run>,
+    waiting: Waiting,
 }
 
 #[derive(Debug)]
@@ -146,7 +100,10 @@ impl Client {
             spec: spec.clone(),
             timing,
             geometry,
-            state: Mutex::new(State::new(Link::Up(connection.clone()))),
+            state: Mutex::new(State {
+                link: Link::Up(connection.clone()),
+                waiting: Waiting::new(),
+            }),
             changed: Condvar::new(),
             losses: Counter::default(),
         });
@@ -169,7 +126,9 @@ impl Client {
         let batch = Arc::new(Batch::new(operations.len()));
         match self.inner.submit(&batch, operations, trims) {
             Ok(connection) => {
-                let mut answers = batch.wait(&connection, self.inner.timing.request);
+                let mut answers = batch.wait(self.inner.timing.request, || {
+                    connection.socket.shut_down();
+                });
                 if matches!(self.inner.state().link, Link::Closed) {
                     // A server that is told goodbye may still answer, with errors of its own.
                     let failed = answers.iter_mut().filter(|answer| answer.is_err());
@@ -183,7 +142,7 @@ impl Client {
 
     /// Runs that were trimmed since the last time.
     pub(super) fn take_trimmed(&self) -> Vec<Run> {
-        std::mem::take(&mut self.inner.state().trimmed)
+        std::mem::take(&mut self.inner.state().waiting.trimmed)
     }
 
     /// How the connection is doing.
@@ -230,11 +189,11 @@ impl Inner {
         let cookies: Vec<Cookie> = (operations.iter().enumerate())
             .map(|(index, operation)| {
                 let is_read = matches!(operation, Operation::Read(_));
-                state.pending.insert(Request::Page { batch: batch.clone(), index, is_read })
+                state.waiting.pending.insert(Request::Page { batch: batch.clone(), index, is_read })
             })
             .collect();
         let trim_cookies: Vec<Cookie> =
-            trims.iter().map(|run| state.pending.insert(Request::Trim(*run))).collect();
+            trims.iter().map(|run| state.waiting.pending.insert(Request::Trim(*run))).collect();
         drop(state);
         let mut buffer = Vec::with_capacity((REQUEST_BYTES + PAGE_SIZE) * operations.len());
         for (operation, cookie) in operations.iter().zip(cookies) {
@@ -258,7 +217,7 @@ impl Inner {
             match &state.link {
                 Link::Closed => return Err(Failure::Closed),
                 Link::Down(reason) => return Err(Failure::NotSent(reason.clone())),
-                Link::Up(connection) if state.pending.len() + requests <= MAX_IN_FLIGHT => {
+                Link::Up(connection) if state.waiting.pending.len() + requests <= MAX_IN_FLIGHT => {
                     let connection = connection.clone();
                     return Ok((state, connection));
                 }
@@ -298,7 +257,7 @@ impl Inner {
     fn lost(&self, error: &io::Error) -> Result<(), Closed> {
         let reason: Arc<str> = format!("the connection was lost: {error}").into();
         let mut state = self.state();
-        let pending = state.pending.drain();
+        let pending = state.waiting.pending.drain();
         let closed = matches!(state.link, Link::Closed);
         if !closed {
             state.link = Link::Down(reason.clone());
@@ -328,7 +287,8 @@ impl Inner {
                     if matches!(state.link, Link::Closed) {
                         return Err(Closed);
                     }
-                    *state = State::new(Link::Up(connection.clone()));
+                    state.waiting.begin_connection();
+                    state.link = Link::Up(connection.clone());
                     return Ok(connection);
                 }
                 Ok((_, found)) => format!(
@@ -358,46 +318,9 @@ impl Inner {
 #[derive(Debug)]
 struct Closed;
 
-/// Takes one reply from the server to whoever waits for it.
-///
-/// # Errors
-/// When the connection ends, or what comes is no reply to anything that was asked. Then nobody was
-/// told anything.
-fn receive(stream: &mut impl Read, state: &Mutex<State>) -> io::Result<()> {
-    let lock = || state.lock().expect("nothing panics with this lock held");
-    let mut header = [0; REPLY_BYTES];
-    stream.read_exact(&mut header)?;
-    let reply = wire::parse_reply(&header)
-        .map_err(|wire::NoReply| io::Error::other("the server sent what is no simple reply"))?;
-    let not_asked = || io::Error::other("the server replied to what was not asked");
-    let is_read = match lock().pending.get(reply.cookie).ok_or_else(not_asked)? {
-        Request::Page { is_read, .. } => *is_read,
-        Request::Trim(_) => false,
-    };
-    let answer = match reply.error {
-        0 if is_read => {
-            let mut page = Box::new([0; PAGE_SIZE]);
-            stream.read_exact(&mut *page)?;
-            Ok(Some(page))
-        }
-        0 => Ok(None),
-        error => Err(Failure::Server(error)),
-    };
-    let mut state = lock();
-    match state.pending.remove(reply.cookie).ok_or_else(not_asked)? {
-        Request::Page { batch, index, .. } => {
-            drop(state);
-            batch.deliver(index, answer);
-        }
-        // A server that cannot trim has kept the bytes, and that is all.
-        Request::Trim(run) => state.trimmed.push(run),
-    }
-    Ok(())
-}
-
-impl State {
-    fn new(link: Link) -> Self {
-        Self { link, pending: Pending::new(fastrand::u32(..)), trimmed: Vec::new() }
+impl AsMut<Waiting> for State {
+    fn as_mut(&mut self) -> &mut Waiting {
+        &mut self.waiting
     }
 }
 
@@ -452,135 +375,5 @@ impl Connection {
             Socket::Tcp(stream) => rustix::net::send(stream, &buffer, flags),
             Socket::Unix(stream) => rustix::net::send(stream, &buffer, flags),
         };
-    }
-}
-
-impl Batch {
-    fn new(operations: usize) -> Self {
-        let answers = (0..operations).map(|_| None).collect();
-        let answers = Mutex::new(Answers { answers, missing: operations });
-        Self { answers, all_there: Condvar::new() }
-    }
-
-    fn deliver(&self, index: usize, answer: Answer) {
-        let mut answers = self.answers.lock().expect("nothing panics with this lock held");
-        let place = &mut answers.answers[index];
-        debug_assert!(place.is_none(), "a second answer");
-        *place = Some(answer);
-        answers.missing -= 1;
-        if answers.missing == 0 {
-            self.all_there.notify_one();
-        }
-    }
-
-    /// Waits for all answers. After `timeout` the connection is given up, which answers the rest.
-    fn wait(&self, connection: &Connection, timeout: Duration) -> Vec<Answer> {
-        let some_missing = |answers: &mut Answers| answers.missing > 0;
-        let answers = self.answers.lock().expect("nothing panics with this lock held");
-        let (mut answers, waited) = self
-            .all_there
-            .wait_timeout_while(answers, timeout, some_missing)
-            .expect("nothing panics with this lock held");
-        if waited.timed_out() {
-            connection.socket.shut_down();
-            answers = self
-                .all_there
-                .wait_while(answers, some_missing)
-                .expect("nothing panics with this lock held");
-        }
-        answers.answers.drain(..).map(|answer| answer.unwrap_or(Err(Failure::Closed))).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn reply(cookie: Cookie, error: u32, data: &[u8]) -> Vec<u8> {
-        let head = [0x6744_6698_u32.to_be_bytes(), error.to_be_bytes()].concat();
-        [&head[..], &cookie.0.to_be_bytes(), data].concat()
-    }
-
-    /// One of each kind of request, in batches of their own.
-    fn three_requests() -> (Mutex<State>, [Arc<Batch>; 2], [Cookie; 3]) {
-        let mut state = State::new(Link::Closed);
-        let batches = [Arc::new(Batch::new(1)), Arc::new(Batch::new(1))];
-        let page =
-            |batch: &Arc<Batch>, is_read| Request::Page { batch: batch.clone(), index: 0, is_read };
-        let cookies = [
-            state.pending.insert(page(&batches[0], true)),
-            state.pending.insert(page(&batches[1], false)),
-            state.pending.insert(Request::Trim(Run { first: Slot(3), pages: 2 })),
-        ];
-        (Mutex::new(state), batches, cookies)
-    }
-
-    fn is_answered(batch: &Batch) -> bool {
-        batch.answers.lock().unwrap().missing == 0
-    }
-
-    #[test]
-    fn replies_in_any_order_reach_their_requests() {
-        let (state, batches, [read, write, trim]) = three_requests();
-        let page = [7; PAGE_SIZE];
-        let bytes = [reply(trim, 0, &[]), reply(read, 0, &page), reply(write, 28, &[])].concat();
-        let mut stream = &bytes[..];
-        for _ in 0..3 {
-            receive(&mut stream, &state).unwrap();
-        }
-        assert!(receive(&mut stream, &state).is_err());
-        let answers = |batch: &Batch| batch.answers.lock().unwrap().answers.pop().unwrap().unwrap();
-        assert_eq!(**answers(&batches[0]).unwrap().as_ref().unwrap(), page);
-        assert!(matches!(answers(&batches[1]), Err(Failure::Server(28))));
-        assert_eq!(state.lock().unwrap().trimmed, [Run { first: Slot(3), pages: 2 }]);
-    }
-
-    proptest! {
-        /// A request is answered by its own cookie in a whole reply, or not at all.
-        #[test]
-        fn no_bytes_answer_a_wrong_request(
-            noise in prop::collection::vec(any::<u8>(), 0..40),
-            magic: bool,
-            near in prop::option::of((0..3_usize, 0..64_u32)),
-            len in 0..5000_usize,
-        ) {
-            let (state, batches, cookies) = three_requests();
-            let mut bytes = noise;
-            let mut flipped = None;
-            if magic {
-                bytes.resize(16, 0);
-                bytes[..4].copy_from_slice(&0x6744_6698_u32.to_be_bytes());
-            }
-            if let Some((which, bit)) = near {
-                // A cookie that differs in one bit from one that is waited for.
-                let cookie = Cookie(cookies[which].0 ^ 1 << bit);
-                flipped = Some(cookie);
-                bytes = reply(cookie, 0, &[]);
-            }
-            bytes.resize(bytes.len() + len, 9);
-            let given: [u8; 8] = bytes.get(8..16).map_or([0; 8], |cookie| cookie.try_into().unwrap());
-            let given = Cookie(u64::from_be_bytes(given));
-            let received = receive(&mut &bytes[..], &state);
-            let known = cookies.iter().position(|cookie| *cookie == given);
-            prop_assert!(received.is_err() || known.is_some());
-            for (index, batch) in batches.iter().enumerate() {
-                prop_assert!(!is_answered(batch) || known == Some(index));
-            }
-            let trimmed = state.lock().unwrap().trimmed.len();
-            prop_assert!(trimmed == 0 || known == Some(2));
-            if let Some(cookie) = flipped {
-                prop_assert_eq!(cookies.contains(&cookie) && received.is_ok(), received.is_ok());
-            }
-        }
-
-        #[test]
-        fn half_a_page_is_no_answer(len in 0..PAGE_SIZE) {
-            let (state, batches, [read, ..]) = three_requests();
-            let bytes = reply(read, 0, &vec![1; len]);
-            prop_assert!(receive(&mut &bytes[..], &state).is_err());
-            prop_assert!(!is_answered(&batches[0]));
-            prop_assert_eq!(state.lock().unwrap().pending.len(), 3, "it is failed with the others");
-        }
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   mod (slots, Store) -> client (batches, reconnects) -> socket -> handshake
-//!                             |-> pending (cookies)                 wire
+//!                             |-> replies -> pending (cookies)      wire
 //! ```
 //! A slot whose write or trim was under way when the connection was lost is never used again: the
 //! server may do what it was asked at any time after that.
@@ -11,6 +11,7 @@
 mod client;
 mod handshake;
 mod pending;
+mod replies;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -23,7 +24,8 @@ use std::time::{Duration, Instant};
 pub use handshake::HandshakeError;
 pub use socket::ConnectError;
 
-use self::client::{Client, Failure, Operation, Run, Timing};
+use self::client::{Client, Operation, Timing};
+use self::replies::{Failure, Run};
 use super::meter::{Meter, TierReport};
 use super::slots::Slots;
 use super::spec::Size;
