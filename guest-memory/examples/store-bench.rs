@@ -1,6 +1,7 @@
-//! How fast a store is: `cargo run --release -p guest-memory --example store-bench -- SPEC [PAGES [THREADS]]`.
-//! Pages are those of `stores::testing::page`: of 16 one is zero, one same-filled, eight compress to
-//! 600 to 2700 bytes, and six do not compress.
+//! How fast a store is:
+//! `cargo run --release -p guest-memory --example store-bench -- SPEC [PAGES [THREADS [FILE]]]`.
+//! Pages are those of FILE, or of `stores::testing::page`: of 16 one is zero, one same-filled, eight
+//! compress to 600 to 2700 bytes, and six do not compress.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,13 @@ fn main() {
         eprintln!("{error}");
         std::process::exit(2);
     });
-    let bytes: Vec<PageBytes> = (0..pages as u64).map(testing::page).collect();
+    let bytes: Vec<PageBytes> = match arguments.next() {
+        None => (0..pages as u64).map(testing::page).collect(),
+        Some(file) => {
+            let bytes = std::fs::read(&file).unwrap_or_else(|error| panic!("{file}: {error}"));
+            bytes.as_chunks().0.iter().cycle().take(pages).copied().collect()
+        }
+    };
     let share = pages.div_ceil(threads.max(1));
     std::thread::scope(|scope| {
         for (thread, bytes) in bytes.chunks(share).enumerate() {
@@ -35,20 +42,21 @@ fn main() {
 
 fn run(thread: usize, store: &dyn Store, bytes: &[PageBytes]) {
     let mut slots: Vec<Option<Slot>> = Vec::new();
+    let mut refused = 0;
     let took = measure(|| {
         for batch in bytes.chunks(MAX_BATCH) {
             let mut writes: Vec<_> = batch.iter().map(Write::new).collect();
             store.write(&testing::may_wait(), &mut writes);
             slots.extend(writes.into_iter().map(|write| match write.result {
                 Ok(slot) => Some(slot),
-                Err(error) => {
-                    eprintln!("{error}");
+                Err(_) => {
+                    refused += 1;
                     None
                 }
             }));
         }
     });
-    say(thread, "written, in batches of 64", bytes.len(), took);
+    say(thread, &format!("written ({refused} refused), in batches of 64"), bytes.len(), took);
 
     let mut page = [0; PAGE_SIZE];
     let at_hand = |slot: &&Slot| store.at_hand(**slot);

@@ -12,7 +12,6 @@ pub struct MayWait(());
 
 impl NoWait {
     /// The first pass begins.
-    #[allow(dead_code, reason = "the pager that begins passes comes next")]
     pub(crate) const fn first_pass() -> Self {
         Self(())
     }
@@ -20,7 +19,6 @@ impl NoWait {
 
 impl MayWait {
     /// The second pass begins: only in a pool job that was made from a first pass's retry.
-    #[allow(dead_code, reason = "the pager that begins passes comes next")]
     pub(crate) const fn second_pass() -> Self {
         Self(())
     }

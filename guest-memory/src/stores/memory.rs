@@ -145,6 +145,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn it_keeps_what_a_map_keeps(ops in testing::operations(60)) {
             let store = Memory::new(Some(40 * PAGE_BYTES)).unwrap();

@@ -14,7 +14,7 @@
 //!                     memory | file | nbd
 //! ```
 //!
-//! [`open`] builds the stack that a [`StoreSpec`] names.
+//! [`open()`] builds the stack that a [`StoreSpec`] names.
 
 mod delay;
 mod error;

@@ -306,6 +306,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn it_keeps_what_a_map_keeps(ops in testing::operations(80)) {
             Model::new(None).run(&store(4096), &ops)?;

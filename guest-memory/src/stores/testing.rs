@@ -35,7 +35,7 @@ pub fn switchable(store: Arc<dyn Store>) -> (Arc<dyn Store>, Switch) {
 /// When the text names no store.
 ///
 /// # Errors
-/// As [`super::open`].
+/// As [`open`](super::open()).
 pub fn open(text: &str) -> Result<Arc<dyn Store>, StoreError> {
     super::open(&text.parse::<StoreSpec>().unwrap_or_else(|error| panic!("{text}: {error}")))
 }

@@ -141,11 +141,9 @@ impl Target {
     fn new(file: File) -> Self {
         Self { file, start: 0, size_bytes: None, created: None, direct: false }
     }
-}
 
-impl Drop for Target {
     /// Leaves nothing of the guest's memory behind in a file that has a name.
-    fn drop(&mut self) {
+    fn leave_nothing(&self) {
         if self.start == 0 {
             let _ = self.file.set_len(0);
         }
@@ -158,6 +156,14 @@ impl Drop for Target {
         {
             let _ = fs::remove_file(path);
         }
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        self.leave_nothing();
+        // Closing the file is not enough while a child process that was just forked has it, too.
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
     }
 }
 

@@ -194,17 +194,29 @@ fn a_block_device_is_used_behind_its_first_mib() {
     assert_eq!(read(&store, slot).unwrap(), page(10));
     drop(store);
     // Its own data does not keep the next run away, anybody else's does.
-    let store = open(path).unwrap();
-    drop(store);
-    let wanted = FileSpec { path: path.to_owned(), size_bytes: Some(DEVICE_BYTES) };
-    assert!(matches!(FileStore::new(&wanted), Err(FileError::TooSmall { .. })));
+    drop(reopen(path, None).unwrap());
+    let wanted = reopen(path, Some(DEVICE_BYTES));
+    assert!(matches!(wanted, Err(FileError::TooSmall { .. })));
     std::os::unix::fs::FileExt::write_all_at(
         &File::options().write(true).open(path).unwrap(),
         b"file system",
         1024,
     )
     .unwrap();
-    assert!(matches!(open(path), Err(FileError::DeviceData { .. })));
+    assert!(matches!(reopen(path, None), Err(FileError::DeviceData { .. })));
+}
+
+/// Opens a device that was just closed: processes that other tests are starting may have it still.
+fn reopen(path: &Path, size_bytes: Option<u64>) -> Result<FileStore, FileError> {
+    let start = Instant::now();
+    loop {
+        match FileStore::new(&FileSpec { path: path.to_owned(), size_bytes }) {
+            Err(FileError::InUse { .. }) if start.elapsed() < Duration::from_secs(10) => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            other => return other,
+        }
+    }
 }
 
 const DEVICE_BYTES: u64 = 8 << 20;

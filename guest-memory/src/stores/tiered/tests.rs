@@ -152,6 +152,8 @@ fn churn(store: &Tiered, mut random: Rng) {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn it_keeps_what_a_map_keeps(ops in testing::operations(60), slabs in 1..20_usize) {
         Model::new(None).run(&tiered(slabs, memory()), &ops)?;
