@@ -35,6 +35,7 @@ mod number {
 enum Job {
     Map { gpa: Gpa, bytes: u64 },
     Flush(SyncSender<()>),
+    Stop,
 }
 
 /// The thread that fills KVM's page tables.
@@ -111,10 +112,10 @@ impl Prefault {
         self.pages.load(Ordering::Relaxed)
     }
 
-    /// Ends the thread. Every [`Ahead`] must be gone, and the pager shut down, so that the thread does
-    /// not wait for a page.
+    /// Ends the thread. The pager must be shut down, so that the thread does not wait for a page.
     pub fn finish(self) {
-        drop(self.jobs);
+        // An error means that the thread has ended already.
+        let _ = self.jobs.send(Job::Stop);
         // A panic has been reported on standard error.
         let _ = self.thread.join();
     }
@@ -128,6 +129,7 @@ fn work(vcpu: &VcpuFd, inbox: &Receiver<Job>, pages: &AtomicU64) {
             Job::Map { gpa, bytes } if works => works = map(vcpu, gpa, bytes, pages).is_ok(),
             Job::Map { .. } => {}
             Job::Flush(done) => drop(done.try_send(())),
+            Job::Stop => return,
         }
     }
 }
