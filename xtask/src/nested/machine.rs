@@ -32,7 +32,9 @@ const ACCEL: &str = "tcg,thread=multi,tb-size=32";
 
 /// The processor. Its XSAVE is hidden: the emulator (7.2) executes a guest's XSETBV without asking the
 /// hypervisor, so that a guest's CPUID never fits its XCR0 and its kernel dumps a page of complaints.
-const CPU: &str = "max,+svm,+npt,-xsave";
+/// So is ERMS: kernels and libraries that see it clear and copy memory with one string instruction a
+/// page, which the emulator carries out byte by byte.
+const CPU: &str = "max,+svm,+npt,-xsave,-erms";
 
 /// The one CPU that a machine runs on, locked against other machines of this user.
 struct OwnCpu {
