@@ -19,6 +19,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// within these bounds.
 const MIN_HEADROOM_PAGES: u64 = 16;
 const MAX_HEADROOM_PAGES: u64 = 512;
+/// Pages of the RAM file for which there is always room, whatever the store keeps in memory: a store that
+/// grows to the limit would leave the guest none (1 MiB).
+const FLOOR_PAGES: u64 = 256;
 /// The most batches of pages that are on their way to the store at once.
 const MAX_WRITE_BACKS: u64 = 4;
 
@@ -105,7 +108,7 @@ impl Room {
         let stored = if limit == NONE { 0 } else { self.stored_pages() };
         let more = |used: u64| {
             let after = used.checked_add(pages)?;
-            (after + stored <= limit).then_some(after)
+            (after + stored <= limit || after <= limit.min(FLOOR_PAGES)).then_some(after)
         };
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
@@ -163,7 +166,9 @@ impl Room {
 
     /// What the store keeps in memory now.
     pub(crate) fn set_stored(&self, bytes: u64) {
-        self.stored.store(bytes, Ordering::Relaxed);
+        if self.stored.swap(bytes, Ordering::SeqCst) > bytes && self.limited() {
+            self.look_again();
+        }
     }
 
     /// Another limit from now on; was there one before?
@@ -201,7 +206,10 @@ impl Room {
     /// The limit in pages of the RAM file: without what the store keeps in memory.
     pub(crate) fn capacity_pages(&self) -> u64 {
         let limit = self.limit.load(Ordering::Relaxed);
-        limit.saturating_sub(if limit == NONE { 0 } else { self.stored_pages() })
+        if limit == NONE {
+            return limit;
+        }
+        limit.saturating_sub(self.stored_pages()).max(FLOOR_PAGES.min(limit))
     }
 
     /// How many pages have to go so that faults find room, beside those on their way.
@@ -211,8 +219,12 @@ impl Room {
 
     /// How many pages are too many for faults to find room.
     fn over(&self) -> u64 {
-        let all = self.used.load(Ordering::Relaxed) + self.stored_pages();
-        all.saturating_sub(self.target())
+        let used = self.used.load(Ordering::Relaxed);
+        let all = used + self.stored_pages();
+        // What is in the store does not go by evicting more.
+        let floor = FLOOR_PAGES.min(self.limit.load(Ordering::Relaxed));
+        let above = used.saturating_sub(floor.saturating_sub(MIN_HEADROOM_PAGES));
+        all.saturating_sub(self.target()).min(above)
     }
 
     /// Is less than a quarter of the limit free? Before, no page need be looked at.
@@ -321,12 +333,12 @@ mod tests {
 
     #[test]
     fn there_is_room_up_to_the_limit_and_the_store_counts() {
-        let room = Room::new(Some(100 * PAGE_BYTES));
-        assert!(room.try_take(60));
-        room.set_stored(10 * PAGE_BYTES + 1);
-        assert!(room.try_take(29));
+        let room = Room::new(Some(1000 * PAGE_BYTES));
+        assert!(room.try_take(600));
+        room.set_stored(100 * PAGE_BYTES + 1);
+        assert!(room.try_take(299));
         assert!(!room.try_take(1));
-        assert_eq!((room.excess(), room.capacity_pages()), (100 - 84, 89));
+        assert_eq!((room.excess(), room.capacity_pages()), (16, 899));
         room.set_stuck(true);
         assert!(room.try_take(1));
         room.set_stuck(false);
@@ -334,6 +346,16 @@ mod tests {
         assert!(room.set_limit(None));
         assert!(room.try_take(1 << 40));
         assert_eq!(room.excess(), 0);
+        assert!(!room.set_limit(Some(1000 * PAGE_BYTES)));
+    }
+
+    #[test]
+    fn a_store_that_takes_all_of_the_limit_leaves_the_floor() {
+        let room = Room::new(Some(1000 * PAGE_BYTES));
+        room.set_stored(2000 * PAGE_BYTES);
+        assert!(room.try_take(FLOOR_PAGES));
+        assert!(!room.try_take(1));
+        assert_eq!((room.excess(), room.capacity_pages()), (MIN_HEADROOM_PAGES, FLOOR_PAGES));
     }
 
     #[test]

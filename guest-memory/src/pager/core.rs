@@ -121,6 +121,13 @@ impl Core {
 
     /// Keeps the account of what the store has in memory up to date.
     pub(super) fn weigh_store(&self) {
-        self.room.set_stored(self.store.memory_bytes());
+        // Threads may come here with older news than another one brought: whoever is last looks again.
+        loop {
+            let bytes = self.store.memory_bytes();
+            self.room.set_stored(bytes);
+            if self.store.memory_bytes() == bytes {
+                return;
+            }
+        }
     }
 }
