@@ -233,9 +233,12 @@ impl Room {
         limit != NONE && self.used.load(Ordering::Relaxed) + self.stored_pages() > limit - limit / 4
     }
 
-    /// Is there so little room that fetching ahead would take it from faults?
+    /// Is there so little room that fetching ahead would take it from faults? They keep half of what the
+    /// evictor keeps free.
     pub(crate) fn is_tight_for_prefetch(&self) -> bool {
-        self.limited() && self.over() > 0
+        let limit = self.limit.load(Ordering::Relaxed);
+        let all = self.used.load(Ordering::Relaxed) + self.stored_pages();
+        limit != NONE && all > limit.saturating_sub(headroom(limit) / 2)
     }
 
     /// One more write-back may begin, of [`MAX_WRITE_BACKS`] at once.
@@ -309,7 +312,7 @@ impl Room {
         if limit == NONE {
             return NONE;
         }
-        limit.saturating_sub((limit / 64).clamp(MIN_HEADROOM_PAGES, MAX_HEADROOM_PAGES))
+        limit.saturating_sub(headroom(limit))
     }
 
     fn stored_pages(&self) -> u64 {
@@ -320,6 +323,11 @@ impl Room {
         // Nothing in here panics with the lock held.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The pages that the evictor keeps free below a limit.
+fn headroom(limit: u64) -> u64 {
+    (limit / 64).clamp(MIN_HEADROOM_PAGES, MAX_HEADROOM_PAGES)
 }
 
 fn pages(limit_bytes: Option<u64>) -> u64 {
@@ -339,6 +347,9 @@ mod tests {
         assert!(room.try_take(299));
         assert!(!room.try_take(1));
         assert_eq!((room.excess(), room.capacity_pages()), (16, 899));
+        assert!(room.is_tight_for_prefetch());
+        room.give(8);
+        assert!(!room.is_tight_for_prefetch() && room.try_take(8));
         room.set_stuck(true);
         assert!(room.try_take(1));
         room.set_stuck(false);

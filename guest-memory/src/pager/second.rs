@@ -49,9 +49,9 @@ impl Core {
                 self.counters.fetch_latency.record(began.elapsed());
                 // Dropped, the work puts its page back.
                 let Ok(()) = self.take_room(pass) else { return };
-                // Asked first: once the page is back the policy forgets with which others it left.
-                let neighbours = self.neighbours(page);
                 work.done();
+                // The policy forgets with whom the page left when it hears that it is back.
+                let neighbours = self.neighbours(page);
                 self.install_fetched(page, &bytes);
                 self.fetch_ahead(neighbours);
             }
