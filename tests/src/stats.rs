@@ -59,6 +59,17 @@ pub fn median_ratio(a: &[f64], b: &[f64]) -> Estimate {
     })
 }
 
+/// The median of the ratios of `a` to `b`, round by round: what slows a whole round down, as a machine
+/// that does other work meanwhile, is in both and cancels out.
+///
+/// # Panics
+/// When the two differ in length or are empty.
+#[must_use]
+pub fn median_of_ratios(a: &[f64], b: &[f64]) -> Estimate {
+    assert_eq!(a.len(), b.len(), "rounds have one of each");
+    median_estimate(&a.iter().zip(b).map(|(a, b)| a / b).collect::<Vec<_>>())
+}
+
 /// The median of some runs.
 ///
 /// # Panics
@@ -118,6 +129,14 @@ mod tests {
     fn medians() {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+
+    #[test]
+    fn what_slows_whole_rounds_down_cancels_out() {
+        let rounds = [1.0, 4.0, 1.5, 2.0, 9.0, 1.0, 3.0];
+        let ours = rounds.map(|round| 0.7 * round);
+        let by_round = median_of_ratios(&ours, &rounds);
+        assert!((by_round.low - 0.7).abs() < 1e-9 && (by_round.high - 0.7).abs() < 1e-9);
     }
 
     #[test]

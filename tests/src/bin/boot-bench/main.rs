@@ -16,7 +16,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 use nowait_tests::figures::{Figure, Report, SCHEMA};
-use nowait_tests::stats::{Estimate, SplitMix64, median, median_estimate, median_ratio};
+use nowait_tests::stats::{
+    Estimate, SplitMix64, median, median_estimate, median_of_ratios, median_ratio,
+};
 
 use measure::{Boot, Footprint};
 
@@ -112,7 +114,7 @@ fn time_figures(times: &[Times]) -> Vec<Figure> {
             of(b).iter().find(|(other, _)| other == round).map(|(_, b)| (*a, *b))
         });
         let (a, b): (Vec<_>, Vec<_>) = pairs.unzip();
-        median_ratio(&a, &b)
+        median_of_ratios(&a, &b)
     };
     vec![
         Figure::at_most(
