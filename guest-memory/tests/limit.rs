@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::server::Server;
 use common::vcpu::{Answers, as_vcpu};
 use common::{Machine, Rng, eventually, page, ram};
 use guest_memory::{PAGE_BYTES, PagerConfig};
@@ -220,6 +221,28 @@ fn compressed_and_in_memory() {
 #[test]
 fn compressed_in_front_of_a_slow_medium() {
     matrix("lz4=1M+delay=100us");
+}
+
+#[test]
+fn in_a_file() {
+    matrix("file=/var/tmp");
+}
+
+#[test]
+fn compressed_in_front_of_a_file() {
+    matrix("lz4=1M+file=/var/tmp");
+}
+
+#[test]
+fn on_nbdkit() {
+    let Some(server) = Server::start("nbdkit", 64 * MIB) else { return };
+    matrix(&server.store());
+}
+
+#[test]
+fn on_qemu_nbd() {
+    let Some(server) = Server::start("qemu-nbd", 64 * MIB) else { return };
+    matrix(&format!("lz4=512K+{}", server.store()));
 }
 
 #[test]
