@@ -1,50 +1,76 @@
 //! What a benchmark concludes: figures against bars, as a table and as `nowait.bench/1` JSON.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::stats::Estimate;
 
 /// The schema of [`Report`].
 pub const SCHEMA: &str = "nowait.bench/1";
 
+/// On which side of its bar a value is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Side {
+    /// The bar or less.
+    #[serde(rename = "at most")]
+    AtMost,
+    /// The bar or more.
+    #[serde(rename = "at least")]
+    AtLeast,
+}
+
 /// One number that an issue or a document sets a bar for.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Figure {
     /// Its name, with dots between its parts.
     pub name: String,
     /// The measured value.
     pub value: f64,
     /// The unit of the value and the bar; "ratio" has none.
-    pub unit: &'static str,
-    /// The value is to be at most this; without one the figure is for information.
+    pub unit: Cow<'static, str>,
+    /// The value is to be at most this, or at least; without one the figure is for information.
     pub bar: Option<f64>,
+    /// On which side of the bar the value is to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub side: Option<Side>,
     /// Whether the bar is held for certain. Undecided is not held.
     pub holds: bool,
     /// The 95 % interval of the value, where runs vary.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interval: Option<[f64; 2]>,
     /// "held", "missed", "undecided" (the bar lies inside the interval) or "information".
-    pub verdict: &'static str,
+    pub verdict: Cow<'static, str>,
 }
 
 impl Figure {
     /// A figure that is to be at most `bar`.
     #[must_use]
     pub fn at_most(name: &str, estimate: Estimate, unit: &'static str, bar: f64) -> Self {
-        let verdict = match estimate.at_most(bar) {
+        Self::information(name, estimate, unit).barred(Side::AtMost, bar, estimate.at_most(bar))
+    }
+
+    /// A figure that is to be at least `bar`.
+    #[must_use]
+    pub fn at_least(name: &str, estimate: Estimate, unit: &'static str, bar: f64) -> Self {
+        Self::information(name, estimate, unit).barred(Side::AtLeast, bar, estimate.at_least(bar))
+    }
+
+    fn barred(self, side: Side, bar: f64, holds: Option<bool>) -> Self {
+        let verdict = match holds {
             Some(true) => "held",
             Some(false) => "missed",
             None => "undecided",
         };
-        Self {
-            bar: Some(bar),
-            holds: verdict == "held",
-            verdict,
-            ..Self::information(name, estimate, unit)
-        }
+        let holds = holds == Some(true);
+        Self { bar: Some(bar), side: Some(side), holds, verdict: verdict.into(), ..self }
+    }
+
+    fn bar_text(&self) -> String {
+        let sign = if self.side == Some(Side::AtLeast) { '≥' } else { '≤' };
+        self.bar.map_or_else(String::new, |bar| format!("{sign} {bar}"))
     }
 
     /// A figure without a bar.
@@ -53,11 +79,12 @@ impl Figure {
         Self {
             name: name.into(),
             value: estimate.value,
-            unit,
+            unit: unit.into(),
             bar: None,
+            side: None,
             holds: true,
             interval: Some([estimate.low, estimate.high]),
-            verdict: "information",
+            verdict: "information".into(),
         }
     }
 }
@@ -92,13 +119,14 @@ impl Report {
                 figure.name.clone(),
                 format!("{:.3} {}", figure.value, figure.unit),
                 interval,
-                figure.bar.map_or_else(String::new, |bar| format!("≤ {bar}")),
-                figure.verdict.into(),
+                figure.bar_text(),
+                figure.verdict.clone().into_owned(),
             ]);
         }
         let mut text = format!("{table}\n");
         for (name, value, unit) in &self.details {
-            text.push_str(&format!("  {name}: {value:.1} {unit}\n"));
+            let digits = if value.abs() < 10.0 { 3 } else { 1 };
+            text.push_str(&format!("  {name}: {value:.digits$} {unit}\n"));
         }
         text
     }

@@ -44,6 +44,18 @@ impl Estimate {
             None
         }
     }
+
+    /// Whether a value of at least `bar` is shown: `None` when the bar lies inside the interval.
+    #[must_use]
+    pub fn at_least(&self, bar: f64) -> Option<bool> {
+        if self.low >= bar {
+            Some(true)
+        } else if self.high < bar {
+            Some(false)
+        } else {
+            None
+        }
+    }
 }
 
 /// The ratio of the medians of `a` and `b`, measured in pairs (interleaved runs).
@@ -159,8 +171,11 @@ mod tests {
         assert!(clear.low <= clear.value && clear.value <= clear.high);
         assert_eq!(clear.at_most(0.8), Some(true));
         assert_eq!(clear.at_most(0.3), Some(false));
+        assert_eq!(clear.at_least(0.3), Some(true));
+        assert_eq!(clear.at_least(0.8), Some(false));
         let noisy = median_ratio(&[1.0, 3.0, 0.5, 2.0, 0.7], &[1.0, 1.0, 1.0, 1.0, 1.0]);
         assert_eq!(noisy.at_most(1.0), None);
+        assert_eq!(noisy.at_least(1.0), None);
     }
 
     #[test]

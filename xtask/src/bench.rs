@@ -4,6 +4,7 @@
 //! prints the table and writes `{"schema":"nowait.bench/1","figures":[…]}` (tests/src/figures.rs).
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -23,6 +24,9 @@ const TIMEOUT: Duration = Duration::from_secs(1800);
 pub(crate) enum Bench {
     /// From exec of the VMM to the agent's first line, beside QEMU's microvm
     Boot(Options),
+    /// Faults per second beside a bare userfaultfd loop, slow pages, stores, the eviction policy; on the
+    /// host, without a guest
+    Pager(PagerOptions),
 }
 
 /// The command line of every benchmark.
@@ -38,11 +42,37 @@ pub(crate) struct Options {
     rest: Vec<String>,
 }
 
+/// The command line of the pager's.
+#[derive(Args)]
+pub(crate) struct PagerOptions {
+    /// Write the numbers as JSON too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Further options for the measuring program, after `--`
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+impl PagerOptions {
+    fn run(&self) -> Result<u8> {
+        if let Some(file) = &self.json {
+            paths::check_writable(file)?;
+        }
+        setup::setup()?;
+        let mut command = Command::new(binaries::tests_binary("pager-bench")?);
+        if let Some(file) = &self.json {
+            command.arg("--json").arg(file);
+        }
+        child::foreground(command.args(&self.rest))
+    }
+}
+
 impl Bench {
     /// Runs it; the exit code of the measuring program.
     pub(crate) fn run(&self) -> Result<u8> {
         match self {
             Bench::Boot(options) => options.run("boot"),
+            Bench::Pager(options) => options.run(),
         }
     }
 }
