@@ -79,10 +79,11 @@ impl Core {
     /// A fault on an idle page is the one access hint that there is.
     fn touched(&self, page: PageIndex) -> First {
         self.counters.hits_idle.add(1);
-        if let Some(mut policy) = self.policy() {
-            policy.touched(page);
-        }
-        self.map_owned(page);
+        self.map_owned_and(page, || {
+            if let Some(mut policy) = self.policy() {
+                policy.touched(page);
+            }
+        });
         First::Hit
     }
 
@@ -141,11 +142,12 @@ impl Core {
 
     /// The page is the caller's and filled: it is one of the pages in memory from now on.
     pub(super) fn enter_and_map(&self, page: PageIndex) {
-        self.forget_copy_in_memory(page);
-        if let Some(mut policy) = self.policy() {
-            policy.entered(page, Entry::Refault);
-        }
-        self.map_owned(page);
+        self.map_owned_and(page, || {
+            self.forget_copy_in_memory(page);
+            if let Some(mut policy) = self.policy() {
+                policy.entered(page, Entry::Refault);
+            }
+        });
     }
 
     /// A copy on a disk is kept as long as the page may still be the same; one in memory would count
@@ -169,7 +171,15 @@ impl Core {
 
     /// Maps a page that is the caller's and whose bytes are in the RAM file, and tells whoever waits.
     pub(super) fn map_owned(&self, page: PageIndex) {
-        if let Err(error) = self.map_until_done(PageRun::single(page)) {
+        self.map_owned_and(page, || {});
+    }
+
+    /// Does the books of the page between its mapping and the end of the ownership: whoever sleeps on
+    /// it in the kernel runs already.
+    fn map_owned_and(&self, page: PageIndex, books: impl FnOnce()) {
+        let mapped = self.map_until_done(PageRun::single(page));
+        books();
+        if let Err(error) = mapped {
             return self.give_up(page, error);
         }
         self.put_back(page, self.table.edge(page, PageWord::installed));
