@@ -5,6 +5,8 @@ pub mod kick;
 pub mod prefault;
 pub mod vcpu;
 
+use std::path::Path;
+
 use guest_memory::GuestSlot;
 use kvm_bindings::{
     KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER,
@@ -38,6 +40,20 @@ pub enum KvmError {
         "this KVM lacks {0}: a newer Linux kernel is needed; `nowait doctor` lists all requirements"
     )]
     MissingCapability(&'static str),
+    /// KVM walks the guest's page tables itself.
+    #[error(
+        "nested paging is off ({module}.{parameter}={value}): KVM would take pages that are not there for \
+         page faults of the guest's; load it anew: \
+         `sudo modprobe -r {module} && sudo modprobe {module} {parameter}=1`"
+    )]
+    NoNestedPaging {
+        /// KVM's module for this processor.
+        module: &'static str,
+        /// Its parameter.
+        parameter: &'static str,
+        /// What that is.
+        value: String,
+    },
     /// More processors than KVM can have.
     #[error("--cpus {wanted} is more than the {max} that this KVM allows")]
     TooManyCpus {
@@ -89,12 +105,26 @@ pub fn open() -> Result<Kvm, KvmError> {
         libc::EACCES | libc::EPERM => KvmError::NoPermission,
         _ => KvmError::Open(error),
     })?;
+    check_nested_paging(Path::new("/sys/module"))?;
     for (cap, name) in REQUIRED {
         if !kvm.check_extension(*cap) {
             return Err(KvmError::MissingCapability(name));
         }
     }
     Ok(kvm)
+}
+
+/// Refuses a KVM without EPT or NPT. One whose parameters cannot be read is taken for one that has them.
+fn check_nested_paging(modules: &Path) -> Result<(), KvmError> {
+    for (module, parameter) in [("kvm_intel", "ept"), ("kvm_amd", "npt")] {
+        let file = modules.join(module).join("parameters").join(parameter);
+        let value = std::fs::read_to_string(file).unwrap_or_default();
+        let value = value.trim();
+        if matches!(value, "N" | "0") {
+            return Err(KvmError::NoNestedPaging { module, parameter, value: value.into() });
+        }
+    }
+    Ok(())
 }
 
 /// Makes a VM with the in-kernel interrupt controllers and timer, and no memory yet.
@@ -207,5 +237,23 @@ mod memslot {
         // SAFETY: `hva..hva + len` is the guest mapping of the pager, which the machine keeps until its
         // vCPUs have ended (machine.rs); nothing in this process reads or writes through that mapping.
         unsafe { vm.set_user_memory_region(region) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kvm_without_nested_paging_is_refused_by_its_parameter() {
+        let modules = tempfile::tempdir().unwrap();
+        assert!(check_nested_paging(modules.path()).is_ok());
+        let parameters = modules.path().join("kvm_amd/parameters");
+        std::fs::create_dir_all(&parameters).unwrap();
+        std::fs::write(parameters.join("npt"), "1\n").unwrap();
+        assert!(check_nested_paging(modules.path()).is_ok());
+        std::fs::write(parameters.join("npt"), "N\n").unwrap();
+        let error = check_nested_paging(modules.path()).unwrap_err().to_string();
+        assert!(error.contains("kvm_amd.npt=N") && error.contains("modprobe"), "{error}");
     }
 }

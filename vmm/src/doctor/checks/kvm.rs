@@ -53,10 +53,10 @@ pub(in super::super) const CAPABILITIES: &[Capability] = &[
     },
     wanted(kb::KVM_CAP_TSC_DEADLINE_TIMER, "tsc_deadline_timer", "the guest's fast timer"),
     wanted(kb::KVM_CAP_ADJUST_CLOCK, "adjust_clock", "the guest's paravirtual clock"),
-    wanted(
+    needed(
         kb::KVM_CAP_ENFORCE_PV_FEATURE_CPUID,
         "enforce_pv_feature_cpuid",
-        "`--apf host`: what CPUID hides is refused, not only hidden",
+        "what CPUID hides is refused, not only hidden",
     ),
     wanted(
         kb::KVM_CAP_PRE_FAULT_MEMORY,
@@ -71,12 +71,17 @@ pub(in super::super) const CAPABILITIES: &[Capability] = &[
     wanted(
         kb::KVM_CAP_X86_USER_SPACE_MSR,
         "x86_user_space_msr",
-        "async page faults in the VMM (planned, nothing needs it yet)",
+        "`--apf off`: KVM's paravirtual areas are pinned",
     ),
     wanted(
         kb::KVM_CAP_X86_MSR_FILTER,
         "x86_msr_filter",
-        "async page faults in the VMM (planned, nothing needs it yet)",
+        "`--apf off`: KVM's paravirtual areas are pinned",
+    ),
+    wanted(
+        kb::KVM_CAP_EXIT_ON_EMULATION_FAILURE,
+        "exit_on_emulation_failure",
+        "`--apf off`: instructions on evicted pages",
     ),
 ];
 
@@ -241,16 +246,17 @@ fn guest(facts: &Facts) -> Check {
 fn poison_marker(facts: &Facts) -> Check {
     let check = check(
         "kvm.poison-marker",
-        "fault addresses on the vCPU thread (planned, nothing needs it yet)",
+        "`--apf off`: faults with their address, on the vCPU's own thread",
     );
     if facts.kvm.is_none() {
         return check.skip("not tried: /dev/kvm does not open");
     }
     match facts.probe.outcome(Step::PoisonMarker) {
         Some(Outcome::Passed) => check.pass("SIGBUS with the address, served, re-entered"),
-        Some(Outcome::Failed { reason }) if facts.probe.can_run() => {
-            check.warn(reason, "Linux 6.6 or later; the modes `host` and `kernel` do without it")
-        }
+        Some(Outcome::Failed { reason }) if facts.probe.can_run() => check.warn(
+            reason,
+            "Linux 6.6 or later; `--apf host` and `kernel`, the default, do without it",
+        ),
         Some(Outcome::Failed { reason }) => {
             check.warn(reason, format!("as kvm.guest: {USE_NESTED}"))
         }
