@@ -219,7 +219,8 @@ impl Machine {
         let com1 = uart(&vm, ports::COM1_IRQ, console_out)?.paced();
         let com2 = uart(&vm, ports::COM2_IRQ, Box::new(LineSink::new(sink, wake)))?;
         let power = Power::new(spec.debug_exit);
-        let bus = Arc::new(Bus::new(com1.into(), com2.into(), power, Arc::clone(&pager)));
+        let bus =
+            Arc::new(Bus::new(com1.into(), com2.into(), power, Arc::clone(&pager), spec.evict_to));
         Ok(Self {
             spec,
             _vm: vm,

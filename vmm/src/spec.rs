@@ -60,6 +60,10 @@ pub struct RunArgs {
     /// How much of guest RAM may be in memory, compressed pages included: a size of at least 4M
     #[arg(long, value_name = "SIZE")]
     pub resident_limit: Option<String>,
+    /// Where pages go that the guest agent has evicted: "store", or "idle" for out of its mapping only,
+    /// to measure faults on pages that are at hand
+    #[arg(long, value_enum, value_name = "PLACE", default_value_t = EvictTo::Store)]
+    pub evict_to: EvictTo,
     /// Do not fetch the neighbours of a page that comes back
     #[arg(long)]
     pub no_prefetch: bool,
@@ -108,6 +112,25 @@ pub enum ConsoleKind {
     Stdio,
     /// Nothing.
     None,
+}
+
+/// Where pages go that the guest agent has evicted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum EvictTo {
+    /// To the store.
+    #[default]
+    Store,
+    /// Out of the guest mapping; they stay in memory.
+    Idle,
+}
+
+impl std::fmt::Display for EvictTo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Store => "store",
+            Self::Idle => "idle",
+        })
+    }
 }
 
 /// Why a description of a run was refused.
@@ -194,6 +217,8 @@ pub struct Spec {
     pub fault_source: FaultSource,
     /// How much of guest RAM may be in memory, in bytes.
     pub resident_limit_bytes: Option<u64>,
+    /// Where pages go that the guest agent has evicted.
+    pub evict_to: EvictTo,
     /// Fetch neighbours of pages that come back.
     pub prefetch: bool,
     /// Fault-around in bytes.
@@ -249,6 +274,7 @@ impl Spec {
             store: args.store,
             fault_source,
             resident_limit_bytes,
+            evict_to: args.evict_to,
             prefetch: !args.no_prefetch,
             fault_around_bytes,
             populate: args.populate,

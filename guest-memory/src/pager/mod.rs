@@ -46,7 +46,7 @@ use crate::ram::{GuestSlot, slots};
 use crate::stats::PagerStats;
 use crate::stores::StoreSpec;
 use crate::waiters::Waiter;
-use crate::word::{OnWait, PageWord};
+use crate::word::{OnWait, PageState, PageWord};
 
 pub use error::PagerError;
 pub use pin::Pinned;
@@ -173,10 +173,22 @@ impl Pager {
     /// [`PagerError::OutOfRange`] before anything is done; [`PagerError::Evict`] when the store
     /// refuses a page; [`PagerError::Stopped`].
     pub fn evict(&self, gfns: &[Gfn]) -> Result<u32, PagerError> {
-        let mut pages = gfns.iter().map(|gfn| self.page_of(*gfn)).collect::<Result<Vec<_>, _>>()?;
-        pages.sort_unstable();
-        pages.dedup();
-        self.core.evict(&pages)
+        self.core.evict(&self.sorted(gfns)?)
+    }
+
+    /// Takes the listed pages out of the guest mapping only, and returns how many of them are not mapped
+    /// then: the next access of each is a fault, and its bytes are at hand. For measurements.
+    ///
+    /// # Errors
+    /// [`PagerError::OutOfRange`] before anything is done, or what the kernel said.
+    pub fn unmap(&self, gfns: &[Gfn]) -> Result<u32, PagerError> {
+        let pages = self.sorted(gfns)?;
+        for chunk in pages.chunks(write_back::BATCH_PAGES) {
+            chunk.iter().for_each(|page| self.core.wait_for_owner(*page));
+            self.core.unmap(chunk)?;
+        }
+        let mapped = |page: &&PageIndex| self.core.table.state(**page) == PageState::Mapped;
+        Ok((pages.len() - pages.iter().filter(mapped).count()) as u32)
     }
 
     /// Another resident limit from now on; `None` is none. A smaller one takes effect in the background.
@@ -246,6 +258,14 @@ impl Pager {
             let _ = thread.join();
         }
         self.core.userfault.unregister(&self.core.mapping);
+    }
+
+    /// The pages of these frames, each once.
+    fn sorted(&self, gfns: &[Gfn]) -> Result<Vec<PageIndex>, PagerError> {
+        let mut pages = gfns.iter().map(|gfn| self.page_of(*gfn)).collect::<Result<Vec<_>, _>>()?;
+        pages.sort_unstable();
+        pages.dedup();
+        Ok(pages)
     }
 
     fn page_of(&self, gfn: Gfn) -> Result<PageIndex, PagerError> {

@@ -10,6 +10,7 @@ use guest_memory::{Gfn, Pager, PagerError, Sleeper};
 use nowait_wire::paging;
 
 use crate::exit::ExitReason;
+use crate::spec::EvictTo;
 use power::Power;
 use serial::Uart;
 
@@ -31,13 +32,20 @@ pub struct Bus {
     pub agent: Arc<Uart>,
     power: Mutex<Power>,
     pager: Arc<Pager>,
+    evict_to: EvictTo,
 }
 
 impl Bus {
     /// Puts the devices together.
     #[must_use]
-    pub fn new(console: Arc<Uart>, agent: Arc<Uart>, power: Power, pager: Arc<Pager>) -> Self {
-        Self { console, agent, power: Mutex::new(power), pager }
+    pub fn new(
+        console: Arc<Uart>,
+        agent: Arc<Uart>,
+        power: Power,
+        pager: Arc<Pager>,
+        evict_to: EvictTo,
+    ) -> Self {
+        Self { console, agent, power: Mutex::new(power), pager, evict_to }
     }
 
     /// One `OUT` of 1, 2 or 4 bytes.
@@ -105,7 +113,11 @@ impl Bus {
 
     fn evict(&self, gfns: &[u64]) -> (paging::Status, u32) {
         let gfns: Vec<Gfn> = gfns.iter().copied().map(Gfn).collect();
-        match self.pager.evict(&gfns) {
+        let evicted = match self.evict_to {
+            EvictTo::Store => self.pager.evict(&gfns),
+            EvictTo::Idle => self.pager.unmap(&gfns),
+        };
+        match evicted {
             Ok(done) => (paging::Status::Done, done),
             Err(PagerError::OutOfRange(_)) => (paging::Status::OutOfRange, 0),
             Err(PagerError::Evict { done, .. }) => (paging::Status::Failed, done),
