@@ -7,7 +7,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use nowait_wire::agent::{Kind, Report, Request, RunResult, Workload, decode_line, encode_line};
+use nowait_wire::agent::{
+    Kind, Pressure, Report, Request, RunResult, Workload, decode_line, encode_line,
+};
 use tempfile::TempDir;
 
 use crate::process::{self, Finished};
@@ -61,7 +63,8 @@ impl Guest {
     /// Have the agent run a workload of this kind.
     #[must_use]
     pub fn workload(self, kind: Kind, threads: u32, pages: u32) -> Self {
-        let workload = Workload { kind, threads, duration_ms: 60_000, pages, heartbeat_us: 1000 };
+        let (duration_ms, pressure) = (60_000, Pressure::Evict);
+        let workload = Workload { kind, threads, duration_ms, pages, heartbeat_us: 1000, pressure };
         self.request(Request::Run(workload))
     }
 

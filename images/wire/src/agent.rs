@@ -94,11 +94,41 @@ pub struct Workload {
     pub threads: u32,
     /// How long the run lasts, in milliseconds.
     pub duration_ms: u32,
-    /// Pages of the buffer that is evicted before the run and touched in it; the run ends early
-    /// when all have been touched.
+    /// Pages of the buffer that the threads touch.
     pub pages: u32,
     /// The heartbeat's period, in microseconds.
     pub heartbeat_us: u32,
+    /// What takes pages of the buffer out of memory.
+    #[serde(default)]
+    pub pressure: Pressure,
+}
+
+/// What takes the pages of a workload out of memory, and with it how they are touched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pressure {
+    /// The agent has all of them evicted before the run, through the paging port. Each is touched
+    /// once, and the run ends early when all have been.
+    #[default]
+    Evict,
+    /// The host's resident limit, which leaves no room for the whole buffer. The agent asks for
+    /// nothing; its threads touch pages again and again until the time is over.
+    Limit {
+        /// Which pages they touch how often.
+        access: Access,
+        /// Seeds their order, so that a run can be repeated.
+        seed: u64,
+    },
+}
+
+/// Which pages the threads of a run under a limit touch how often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// All pages alike.
+    Random,
+    /// Few pages often: the k-th most popular one about 1/k as often as the first.
+    Zipf,
 }
 
 /// What the faulting threads of a workload do.
@@ -107,9 +137,9 @@ pub struct Workload {
 pub enum Kind {
     /// Only the heartbeat.
     Idle,
-    /// Touch evicted pages from user mode.
+    /// Read pages from user mode.
     User,
-    /// Let the kernel touch evicted pages: `read(2)` into them (`copy_to_user`).
+    /// Let the kernel write to pages: `read(2)` into them (`copy_to_user`).
     Copy,
 }
 
@@ -151,9 +181,9 @@ pub struct RunResult {
     pub workload: Workload,
     /// From the first touch to the end of the last thread, in microseconds of the guest's clock.
     pub elapsed_us: u64,
-    /// Pages touched.
+    /// Touches of a page whose bytes were checked.
     pub pages_touched: u64,
-    /// Pages whose bytes were not what they had to be.
+    /// Of these, touches that found other bytes than had to be there.
     pub data_errors: u64,
     /// One for each guest CPU: the wake-up overrun.
     pub heartbeats: Vec<Heartbeat>,
@@ -225,6 +255,7 @@ mod tests {
             duration_ms: 2000,
             pages: 512,
             heartbeat_us: 1000,
+            pressure: Pressure::Limit { access: Access::Zipf, seed: u64::MAX },
         };
         let request = Request::Run(workload.clone());
         let line = encode_line(&request).unwrap();
@@ -238,6 +269,14 @@ mod tests {
         });
         let line = encode_line(&report).unwrap();
         assert_eq!(decode_line::<Report>(&line).unwrap(), report);
+    }
+
+    #[test]
+    fn a_request_without_pressure_evicts() {
+        let line = br#"{"request":"run","kind":"user","threads":1,"duration_ms":9,"pages":2,
+            "heartbeat_us":1000}"#;
+        let Request::Run(workload) = decode_line(line).unwrap() else { panic!() };
+        assert_eq!(workload.pressure, Pressure::Evict);
     }
 
     #[test]

@@ -48,6 +48,9 @@ pub enum StallError {
     /// The size of guest memory.
     #[error("--memory: {0}")]
     Memory(#[source] SizeError),
+    /// The size of the resident limit.
+    #[error("--resident-limit: {0}")]
+    ResidentLimit(#[source] SizeError),
     /// The file for the result.
     #[error("--json: {0}")]
     Output(#[from] OutputError),
@@ -95,7 +98,7 @@ impl StallError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Memory(_) | Self::Output(_) => exit::OPERAND,
+            Self::Memory(_) | Self::ResidentLimit(_) | Self::Output(_) => exit::OPERAND,
             Self::Refused { code, .. } => *code,
             Self::Request(_)
             | Self::Child(_)
@@ -251,8 +254,7 @@ impl Driver {
         if std::mem::replace(&mut self.headed, true) {
             return Ok(());
         }
-        let heartbeat_us = self.document.config.heartbeat_us;
-        table::head(out, &self.document.host, heartbeat_us).map_err(StallError::Table)
+        table::head(out, &self.document).map_err(StallError::Table)
     }
 
     fn command(&self, boot: Boot) -> Command {
@@ -261,6 +263,9 @@ impl Driver {
         command.arg("--initrd").arg(&self.args.initrd);
         command.args(["--cpus", &boot.vcpus.to_string(), "--apf", &boot.apf.to_string()]);
         command.args(["--memory", &self.args.memory, "--store", &self.args.store.to_string()]);
+        if let Some(limit) = &self.args.resident_limit {
+            command.args(["--resident-limit", limit]);
+        }
         // Its standard input by a name that is there without udev.
         command.args(["--console", "none", "--requests", "/proc/self/fd/0", "--report", "-"]);
         command

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use guest_memory::{PAGE_SIZE, StoreSpec};
-use nowait_wire::agent::{Kind, Request, Workload};
+use nowait_wire::agent::{Access, Kind, Pressure, Request, Workload};
 
 use super::StallError;
 use crate::kvm::cpuid::Apf;
@@ -20,6 +20,11 @@ const SLACK_PERCENT: u64 = 25;
 const SLACK_PAGES: u64 = 64;
 /// The share of guest memory that the evicted pages of one run may take.
 const MEMORY_SHARE: u64 = 4;
+/// The buffer of a run under a resident limit, in percent of the limit. The guest's kernel and the
+/// store's own memory need room, too, so between a third and a half of the buffer fits.
+const LIMIT_PERCENT: u64 = 175;
+/// Seeds the order in which a run under a limit touches its pages.
+const ACCESS_SEED: u64 = 1;
 /// The largest number of pages that the guest agent takes.
 const MAX_PAGES: u64 = 65_536;
 /// What a boot may take before its first run, and each run beyond three times its duration. An
@@ -30,8 +35,12 @@ const TIME_PER_RUN: Duration = Duration::from_secs(15);
 /// Measure how long a guest's processors stall under paging, and print a table.
 ///
 /// Each guest boots once for every combination of --cpus and --apf, and makes these runs: idle, then
-/// evicted pages touched from user mode, then evicted pages that read(2) writes into, both with each
-/// number of --threads. Beside them a heartbeat on every vCPU measures by how much it wakes up late.
+/// pages touched from user mode, then pages that read(2) writes into, both with each number of
+/// --threads. Beside them a heartbeat on every vCPU measures by how much it wakes up late.
+///
+/// Without --resident-limit the guest asks for its pages to be evicted before each run and touches each
+/// of them once. With it the guest asks for nothing: its threads touch random pages of a buffer that is
+/// 1.75 times the limit, and what does not fit leaves and comes back.
 #[derive(Args, Clone, Debug)]
 pub struct StallArgs {
     /// Guest kernel (built by `cargo xtask images`, or any that runs the agent)
@@ -56,6 +65,9 @@ pub struct StallArgs {
     /// Guest RAM
     #[arg(long, value_name = "SIZE", default_value = "128M")]
     pub memory: String,
+    /// How much of guest RAM may be in memory, compressed pages included: a size of at least 4M
+    #[arg(long, value_name = "SIZE")]
+    pub resident_limit: Option<String>,
     /// Where evicted pages go: "memory", or "delay=20ms" for a store that takes that long to read a page
     #[arg(long, value_name = "STORE", default_value = "delay=20ms")]
     pub store: StoreSpec,
@@ -110,6 +122,8 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn new(args: &StallArgs) -> Result<Self, StallError> {
         let memory_bytes = size::parse(&args.memory).map_err(StallError::Memory)?;
+        let limit_bytes = args.resident_limit.as_deref().map(size::parse).transpose();
+        let limit_bytes = limit_bytes.map_err(StallError::ResidentLimit)?;
         let boots = args
             .cpus
             .iter()
@@ -119,8 +133,15 @@ impl Plan {
             kind,
             threads,
             duration_ms: args.duration.as_millis() as u32,
-            pages: pages(threads, args.duration, &args.store, memory_bytes),
+            pages: match limit_bytes {
+                None => pages(threads, args.duration, &args.store, memory_bytes),
+                Some(limit_bytes) => pages_under_limit(threads, limit_bytes),
+            },
             heartbeat_us: HEARTBEAT_US,
+            pressure: match limit_bytes {
+                None => Pressure::Evict,
+                Some(_) => Pressure::Limit { access: Access::Random, seed: ACCESS_SEED },
+            },
         };
         let workloads: Vec<Workload> = std::iter::once(workload(Kind::Idle, 0))
             .chain(args.threads.iter().map(|&threads| workload(Kind::User, threads)))
@@ -156,6 +177,17 @@ fn pages(threads: u32, duration: Duration, store: &StoreSpec, memory_bytes: u64)
         }
     };
     pages as u32
+}
+
+/// How many pages the buffer of a run under a limit has.
+fn pages_under_limit(threads: u32, limit_bytes: u64) -> u32 {
+    match threads {
+        0 => 0,
+        _ => {
+            let bytes = limit_bytes.saturating_mul(LIMIT_PERCENT) / 100;
+            (bytes / PAGE_SIZE as u64).clamp(1, MAX_PAGES) as u32
+        }
+    }
 }
 
 #[cfg(test)]
@@ -215,6 +247,20 @@ pub(super) mod tests {
         }
         let plan = Plan::new(&parse(&["--memory", "lots"]).unwrap());
         assert!(matches!(plan, Err(StallError::Memory(_))));
+        let plan = Plan::new(&parse(&["--resident-limit", "half"]).unwrap());
+        assert!(matches!(plan, Err(StallError::ResidentLimit(_))));
+    }
+
+    #[test]
+    fn under_a_limit_the_buffer_is_larger_than_it_and_nobody_evicts() {
+        let plan = Plan::new(&parse(&["--resident-limit", "24M"]).unwrap()).unwrap();
+        assert_eq!(plan.workloads[0].pages, 0);
+        for workload in &plan.workloads[1..] {
+            assert_eq!(workload.pages, 42 * 256);
+            assert!(matches!(workload.pressure, Pressure::Limit { .. }));
+        }
+        assert_eq!(pages_under_limit(1, 1 << 40), 65_536);
+        assert_eq!(pages_under_limit(1, 1), 1);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use nowait_wire::agent::Kind;
 
-use super::document::{Document, Host, Run};
+use super::document::{Document, Run};
 use crate::size;
 
 /// The columns: title, width, whether they are numbers.
@@ -31,14 +31,15 @@ fn cells(out: &mut dyn Write, cells: [&str; COLUMNS.len()]) -> io::Result<()> {
 }
 
 /// Prints what the numbers are, and the titles.
-pub(super) fn head(out: &mut dyn Write, host: &Host, heartbeat_us: u32) -> io::Result<()> {
+pub(super) fn head(out: &mut dyn Write, document: &Document) -> io::Result<()> {
+    let config = &document.config;
     writeln!(
         out,
-        "By how much a heartbeat of {} ms on each vCPU wakes up late, beside threads that touch \
-         evicted pages",
-        f64::from(heartbeat_us) / 1000.0
+        "By how much a heartbeat of {} ms on each vCPU wakes up late, beside threads that touch {}",
+        f64::from(config.heartbeat_us) / 1000.0,
+        if config.resident_limit.is_some() { "more than fits" } else { "evicted pages" },
     )?;
-    if host.accel == super::document::ACCEL_NESTED {
+    if document.host.accel == super::document::ACCEL_NESTED {
         writeln!(out, "(an emulated machine: compare rows with each other, never with hardware)")?;
     }
     writeln!(out)?;
@@ -77,8 +78,12 @@ pub(super) fn row(out: &mut dyn Write, run: &Run) -> io::Result<()> {
     Ok(())
 }
 
-/// Prints what went wrong, if anything did.
+/// Prints what the rows were measured with, and what went wrong, if anything did.
 pub(super) fn foot(out: &mut dyn Write, document: &Document) -> io::Result<()> {
+    if !document.runs.is_empty() {
+        writeln!(out)?;
+        writeln!(out, "{}", conditions(document))?;
+    }
     for failure in &document.failures {
         writeln!(
             out,
@@ -91,6 +96,21 @@ pub(super) fn foot(out: &mut dyn Write, document: &Document) -> io::Result<()> {
     out.flush()
 }
 
+/// What limits the guest's memory, and where its pages go.
+fn conditions(document: &Document) -> String {
+    let config = &document.config;
+    let Some(limit) = &config.resident_limit else {
+        return format!("pages evicted before each run, to --store {}", config.store);
+    };
+    let pages = document.runs.iter().map(|run| run.pages).max().unwrap_or_default();
+    format!(
+        "--resident-limit {limit} of {} guest RAM, --store {}; the threads share a buffer of {}",
+        config.memory,
+        config.store,
+        size::show(u64::from(pages) * guest_memory::PAGE_SIZE as u64),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::document::tests::{BOOT, result, workload};
@@ -100,16 +120,18 @@ mod tests {
     #[test]
     fn the_table_as_it_is_printed() {
         let mut out = Vec::new();
-        let host = Host { kernel: "6.12".into(), accel: ACCEL_NESTED };
-        head(&mut out, &host, 1000).unwrap();
+        let args = super::super::plan::tests::parse(&[]).unwrap();
+        let mut document = Document::new(&args);
+        document.host.accel = ACCEL_NESTED;
+        head(&mut out, &document).unwrap();
         for kind in [Kind::Idle, Kind::User] {
-            row(&mut out, &Run::new(BOOT, result(&workload(kind), 2)).unwrap()).unwrap();
+            let run = Run::new(BOOT, result(&workload(kind), 2)).unwrap();
+            row(&mut out, &run).unwrap();
+            document.runs.push(run);
         }
         let mut short = result(&workload(Kind::Copy), 2);
         short.heartbeats.pop();
         row(&mut out, &Run::new(BOOT, short).unwrap()).unwrap();
-        let args = super::super::plan::tests::parse(&[]).unwrap();
-        let mut document = Document::new(&args);
         document.failures.push(Failure::new(BOOT, "the guest kernel panicked".into()));
         foot(&mut out, &document).unwrap();
         let expected = "\
@@ -122,8 +144,14 @@ host    idle            0      2         0      1000      1000      1000        
 host    user            1      2         0      1000      1000      1000      2000            0
 host    copy            1      2         0         0         0         0      2000            0
   incomplete: 1 heartbeat of 2 vCPUs
+
+pages evicted before each run, to --store delay=20ms
   missing: host with 2 vCPUs: the guest kernel panicked
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
+        document.config.resident_limit = Some("24M".into());
+        let expected = "--resident-limit 24M of 128M guest RAM, --store delay=20ms; the threads share \
+            a buffer of 400 KiB";
+        assert_eq!(conditions(&document), expected);
     }
 }

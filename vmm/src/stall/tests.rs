@@ -65,7 +65,7 @@ fn a_good_guest_gives_all_rows() {
     result.unwrap();
     assert!(document.complete, "{:?}", document.failures);
     assert_eq!(document.runs.len(), 5);
-    assert_eq!(table.lines().count(), 9, "{table}");
+    assert_eq!(table.lines().count(), 11, "{table}");
     assert!(verdict(document, 5).is_ok());
 }
 

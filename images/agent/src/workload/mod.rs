@@ -1,11 +1,12 @@
-//! Measured runs: heartbeats on every CPU beside threads that touch evicted pages.
+//! Measured runs: heartbeats on every CPU beside threads that touch pages which are not in memory.
 //!
 //! ```text
 //!   fill the pages -> evict them -> start all threads -> gate opens -> run -> results
-//!                                   heartbeat (one per CPU, SCHED_FIFO)  |
-//!                                   faulting  (SCHED_OTHER, not pinned)  | the same span of time
+//!                     (or do not:   heartbeat (one per CPU, SCHED_FIFO)  |
+//!                     a limit does) faulting  (SCHED_OTHER, not pinned)  | the same span of time
 //! ```
 
+mod course;
 mod evict;
 mod fault;
 mod gate;
@@ -172,8 +173,10 @@ fn measure(
                 })
                 .collect::<Result<Vec<_>, _>>()?;
             let threads = (0..workload.threads)
-                .filter_map(|_| faulting)
-                .map(|faulting| start(scope, move || faulting.run(duration_ns, gate, end_ns)))
+                .filter_map(|thread| Some((thread, faulting?)))
+                .map(|(thread, faulting)| {
+                    start(scope, move || faulting.run(thread, duration_ns, gate, end_ns))
+                })
                 .collect::<Result<Vec<_>, _>>()?;
             gate.wait_for(heartbeats.len() + threads.len()).map_err(WorkloadError::Thread)?;
             Ok((heartbeats, threads))
@@ -205,6 +208,7 @@ fn measure(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nowait_wire::agent::{Access, Pressure};
 
     fn workload(kind: Kind) -> Workload {
         Workload {
@@ -213,6 +217,7 @@ mod tests {
             duration_ms: 100,
             pages: 16,
             heartbeat_us: 1000,
+            pressure: Pressure::Evict,
         }
     }
 
@@ -266,6 +271,26 @@ mod tests {
                     assert_eq!(result.heartbeats.len(), cpus.len());
                     let due = result.elapsed_us / 1000;
                     assert!(result.heartbeats.iter().all(|h| h.deadlines == due));
+                }
+                Err(WorkloadError::Thread(message)) if message.contains("SCHED_FIFO") => {
+                    eprintln!("skipped: {message}");
+                }
+                Err(e) => panic!("{e}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_under_a_limit_touches_pages_again_until_the_time_is_over() {
+        for (kind, access) in [(Kind::User, Access::Random), (Kind::Copy, Access::Zipf)] {
+            let mut workload = workload(kind);
+            workload.threads = 4;
+            workload.pressure = Pressure::Limit { access, seed: 1 };
+            let faulting = Faulting::prepare(&workload).unwrap();
+            match measure(&workload, &sys::cpus().unwrap(), Some(&faulting)) {
+                Ok(result) => {
+                    assert!(result.pages_touched > 16 && result.elapsed_us >= 100_000);
+                    assert_eq!(result.data_errors, 0);
                 }
                 Err(WorkloadError::Thread(message)) if message.contains("SCHED_FIFO") => {
                     eprintln!("skipped: {message}");

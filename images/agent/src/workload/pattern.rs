@@ -13,8 +13,10 @@ const ORDER_SEED: u64 = 0x6e6f_7761_6974_0002;
 /// Seeds the file that `read(2)` copies from.
 const FILE_SEED: u64 = 0x6e6f_7761_6974_0003;
 
-/// Where in a page `read(2)` writes, in bytes: a multiple of 8.
-pub(super) const COPY_AT_BYTES: usize = 128;
+/// The words of a page that compresses, which are there again and again: lz4 makes 0.6 KiB of it.
+const PERIOD_WORDS: usize = 64;
+/// Where in a page the first `read(2)` writes, in bytes: a multiple of 8.
+const COPY_AT_BYTES: usize = 128;
 /// How much `read(2)` writes, in bytes: a multiple of 8.
 pub(super) const COPY_BYTES: usize = 64;
 /// The size of the file that `read(2)` copies from, in bytes.
@@ -22,17 +24,18 @@ const FILE_BYTES: usize = 64 * 1024;
 
 /// The generator xorshift64* (Vigna, "An experimental exploration of Marsaglia's xorshift
 /// generators, scrambled", 2016).
-struct Xorshift(u64);
+#[derive(Clone)]
+pub(super) struct Xorshift(u64);
 
 impl Xorshift {
     /// A generator for one stream of a seed.
-    fn new(seed: u64, stream: u64) -> Self {
+    pub(super) fn new(seed: u64, stream: u64) -> Self {
         // Spread neighbouring streams over the state space; the state must not be 0.
         let state = (seed ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15)).rotate_left(29);
         Self(state.max(1))
     }
 
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -40,14 +43,33 @@ impl Xorshift {
     }
 }
 
-fn words(seed: u64, stream: u64) -> impl Iterator<Item = u64> {
+fn words(seed: u64, stream: u64) -> impl Iterator<Item = u64> + Clone {
     let mut generator = Xorshift::new(seed, stream);
     std::iter::repeat_with(move || generator.next())
 }
 
-/// The words that a page holds.
+/// The words that a page holds. Every other page compresses well and the rest not at all, so that a
+/// store has something for each of its tiers.
 pub(super) fn page_words(index: usize) -> impl Iterator<Item = u64> {
-    words(CONTENT_SEED, index as u64).take(PAGE_WORDS)
+    let distinct = if index.is_multiple_of(2) { PAGE_WORDS } else { PERIOD_WORDS };
+    words(CONTENT_SEED, index as u64).take(distinct).cycle().take(PAGE_WORDS)
+}
+
+/// What `read(2)` has put into a page.
+#[derive(Clone, Copy)]
+pub(super) struct Copied<'a> {
+    /// Where it begins, in bytes.
+    pub(super) at_bytes: usize,
+    /// [`COPY_BYTES`] bytes.
+    pub(super) bytes: &'a [u8],
+}
+
+impl Copied<'_> {
+    /// The page's word with this number, if it is one of these.
+    fn word(&self, at: usize) -> Option<u64> {
+        let bytes = self.bytes.chunks_exact(8).nth(at.checked_sub(self.at_bytes / 8)?)?;
+        Some(u64::from_le_bytes(bytes.try_into().unwrap_or_default()))
+    }
 }
 
 /// Fills every page with its pattern.
@@ -59,16 +81,12 @@ pub(super) fn fill(pages: &Pages) {
     }
 }
 
-/// Whether a page holds its pattern; with `copied`, whether it holds those bytes where `read(2)`
-/// put them and its pattern everywhere else. Always reads the whole page.
-pub(super) fn verify(pages: &Pages, index: usize, copied: Option<&[u8]>) -> bool {
-    let first = COPY_AT_BYTES / 8;
+/// Whether a page holds those bytes where `read(2)` put them and its pattern everywhere else. Always
+/// reads the whole page.
+pub(super) fn verify(pages: &Pages, index: usize, copied: &[Copied<'_>]) -> bool {
     let mut wrong = 0_usize;
     for (at, (word, pattern)) in pages.page(index).iter().zip(page_words(index)).enumerate() {
-        let expected = copied
-            .zip(at.checked_sub(first))
-            .and_then(|(bytes, at)| bytes.chunks_exact(8).nth(at))
-            .map_or(pattern, |bytes| u64::from_le_bytes(bytes.try_into().unwrap_or_default()));
+        let expected = copied.iter().find_map(|copied| copied.word(at)).unwrap_or(pattern);
         // The optimiser must not conclude what a page holds from what was once written to it.
         if black_box(word.load(Ordering::Relaxed)) != expected {
             wrong += 1;
@@ -82,9 +100,16 @@ pub(super) fn file_content() -> Vec<u8> {
     words(FILE_SEED, 0).take(FILE_BYTES / 8).flat_map(u64::to_le_bytes).collect()
 }
 
-/// Where in that file the bytes for one page begin.
-pub(super) fn file_offset(index: usize) -> usize {
-    index * COPY_BYTES % FILE_BYTES
+/// Where in that file the bytes for one version of one page begin.
+pub(super) fn file_offset(index: usize, version: u8) -> usize {
+    // An odd factor: neighbouring versions of a page differ, and of neighbouring pages, too.
+    (index + 37 * usize::from(version)) * COPY_BYTES % FILE_BYTES
+}
+
+/// Where in a page that version goes: two places take turns, so that a page that came back as it was
+/// before the last copy is found out.
+pub(super) fn copy_at_bytes(version: u8) -> usize {
+    COPY_AT_BYTES + usize::from(version % 2) * COPY_BYTES
 }
 
 /// The order in which pages are touched: a permutation (Fisher and Yates), always the same for the
@@ -100,7 +125,7 @@ pub(super) fn order(pages: u32) -> Vec<u32> {
 }
 
 const _: () = assert!(COPY_AT_BYTES.is_multiple_of(8) && COPY_BYTES.is_multiple_of(8));
-const _: () = assert!(COPY_AT_BYTES + COPY_BYTES <= PAGE_BYTES);
+const _: () = assert!(COPY_AT_BYTES + 2 * COPY_BYTES <= PAGE_BYTES);
 const _: () = assert!(FILE_BYTES.is_multiple_of(COPY_BYTES));
 
 #[cfg(test)]
@@ -115,6 +140,15 @@ mod tests {
         assert!(pages.iter().all(|page| page.len() == PAGE_WORDS));
         let first: HashSet<u64> = pages.iter().map(|page| page[0]).collect();
         assert_eq!(first.len(), 4096);
+    }
+
+    #[test]
+    fn every_other_page_repeats_itself() {
+        for index in 0..8 {
+            let words: HashSet<u64> = page_words(index).collect();
+            let expected = if index % 2 == 0 { PAGE_WORDS } else { PERIOD_WORDS };
+            assert_eq!(words.len(), expected, "page {index}");
+        }
     }
 
     #[test]
@@ -134,12 +168,12 @@ mod tests {
     fn one_wrong_bit_is_seen_wherever_it_is() {
         let pages = Pages::new(3).unwrap();
         fill(&pages);
-        assert!((0..3).all(|index| verify(&pages, index, None)));
+        assert!((0..3).all(|index| verify(&pages, index, &[])));
         for at in [0, 16, 23, 24, PAGE_WORDS - 1] {
             let word = &pages.page(1)[at];
             word.fetch_xor(1 << 63, Ordering::Relaxed);
-            assert!(!verify(&pages, 1, None), "word {at}");
-            assert!(verify(&pages, 0, None) && verify(&pages, 2, None));
+            assert!(!verify(&pages, 1, &[]), "word {at}");
+            assert!(verify(&pages, 0, &[]) && verify(&pages, 2, &[]));
             word.fetch_xor(1 << 63, Ordering::Relaxed);
         }
     }
@@ -152,16 +186,24 @@ mod tests {
         let content = file_content();
         let mut file = crate::sys::memory_file("test").unwrap();
         file.write_all(&content).unwrap();
-        let offset = file_offset(1);
-        let bytes = &content[offset..offset + COPY_BYTES];
-        assert!(!verify(&pages, 1, Some(bytes)));
-        let read = pages.read_file_into(&file, offset as u64, 1, COPY_AT_BYTES, COPY_BYTES);
-        assert_eq!(read.unwrap(), COPY_BYTES);
-        assert!(verify(&pages, 1, Some(bytes)));
-        assert!(!verify(&pages, 1, None));
-        assert!(verify(&pages, 0, None));
-        pages.page(1)[24].fetch_xor(1, Ordering::Relaxed);
-        assert!(!verify(&pages, 1, Some(bytes)));
+        let copied = |version| {
+            let (offset, at_bytes) = (file_offset(1, version), copy_at_bytes(version));
+            (offset, Copied { at_bytes, bytes: &content[offset..offset + COPY_BYTES] })
+        };
+        let mut before = Vec::new();
+        for version in [1, 2, 3] {
+            let (offset, new) = copied(version);
+            let all = [&[new], &before[..]].concat();
+            assert!(!verify(&pages, 1, &all));
+            let read = pages.read_file_into(&file, offset as u64, 1, new.at_bytes, COPY_BYTES);
+            assert_eq!(read.unwrap(), COPY_BYTES);
+            assert!(verify(&pages, 1, &all));
+            assert!(!verify(&pages, 1, &[]) && !verify(&pages, 1, &before));
+            before = vec![new];
+        }
+        assert!(verify(&pages, 0, &[]));
+        pages.page(1)[40].fetch_xor(1, Ordering::Relaxed);
+        assert!(!verify(&pages, 1, &[copied(3).1, copied(2).1]));
     }
 
     #[test]
