@@ -25,7 +25,7 @@ pub(crate) enum Bench {
     /// From exec of the VMM to the agent's first line, beside QEMU's microvm
     Boot(Options),
     /// Faults per second beside a bare userfaultfd loop, slow pages, stores, the eviction policy; on the
-    /// host, without a guest
+    /// host, without a guest; and what a hit costs in a guest
     Pager(PagerOptions),
 }
 
@@ -45,6 +45,11 @@ pub(crate) struct Options {
 /// The command line of the pager's.
 #[derive(Args)]
 pub(crate) struct PagerOptions {
+    #[command(flatten)]
+    force: Force,
+    /// Leave the part with guests out
+    #[arg(long)]
+    no_guests: bool,
     /// Write the numbers as JSON too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -60,6 +65,16 @@ impl PagerOptions {
         }
         setup::setup()?;
         let mut command = Command::new(binaries::tests_binary("pager-bench")?);
+        if !self.no_guests {
+            // Before the threads that play vCPUs, not beside them.
+            let guests = paths::target().join("bench-hit.json");
+            let options =
+                Options { force: self.force, json: Some(guests.clone()), rest: Vec::new() };
+            match options.run("hit")? {
+                0 => command.arg("--with").arg(&guests),
+                code => return Ok(code),
+            };
+        }
         if let Some(file) = &self.json {
             command.arg("--json").arg(file);
         }
