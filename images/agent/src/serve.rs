@@ -7,7 +7,8 @@ use nowait_wire::agent::{LineError, PROTOCOL, Report, Request, decode_line, enco
 
 use crate::init::{Asked, Signals};
 use crate::lines::Lines;
-use crate::{exec, procfs, sys, workload};
+use crate::workload::Runner;
+use crate::{exec, procfs, sys};
 
 /// The second UART, COM2.
 const CHANNEL: &str = "/dev/ttyS1";
@@ -18,6 +19,7 @@ pub(crate) fn run(signals: &Signals) -> io::Result<Asked> {
     let mut channel = open().map_err(|e| explain("cannot open the agent channel /dev/ttyS1", e))?;
     send(&mut channel, &hello()?)?;
     let (mut lines, mut buffer) = (Lines::default(), [0; 4096]);
+    let mut runner = Runner::default();
     loop {
         let [signalled, readable] = sys::wait_readable([signals.file(), &channel], None)?;
         while signalled && let Some(asked) = signals.next() {
@@ -34,7 +36,7 @@ pub(crate) fn run(signals: &Signals) -> io::Result<Asked> {
             return Err(io::Error::other("the agent channel /dev/ttyS1 hung up"));
         }
         for line in lines.push(&buffer[..count]) {
-            match answer(line) {
+            match answer(line, &mut runner) {
                 Some(report) => send(&mut channel, &report)?,
                 None => return Ok(Asked::PowerOff),
             }
@@ -62,11 +64,11 @@ fn hello() -> io::Result<Report> {
 }
 
 /// Carries one request out; `None` when it asks for the end of the guest.
-fn answer(line: Result<Vec<u8>, LineError>) -> Option<Report> {
+fn answer(line: Result<Vec<u8>, LineError>, runner: &mut Runner) -> Option<Report> {
     Some(match line.and_then(|line| decode_line(&line)) {
         Ok(Request::PowerOff) => return None,
         Ok(Request::Exec { command }) => exec::exec(&command),
-        Ok(Request::Run(workload)) => match workload::run(&workload) {
+        Ok(Request::Run(workload)) => match runner.run(&workload) {
             Ok(result) => Report::Result(result),
             Err(e) => Report::Error { message: e.to_string() },
         },
@@ -89,15 +91,16 @@ mod tests {
 
     #[test]
     fn garbage_is_answered_with_an_error() {
+        let mut runner = Runner::default();
         for line in [
             Ok(b"garbage".to_vec()),
             Ok(b"{\"request\":\"dance\"}".to_vec()),
             Ok(vec![0xff; 10]),
             Err(LineError::TooLong),
         ] {
-            let report = answer(line);
+            let report = answer(line, &mut runner);
             assert!(matches!(report, Some(Report::Error { .. })), "{report:?}");
         }
-        assert_eq!(answer(Ok(b"{\"request\":\"power_off\"}".to_vec())), None);
+        assert_eq!(answer(Ok(b"{\"request\":\"power_off\"}".to_vec()), &mut runner), None);
     }
 }

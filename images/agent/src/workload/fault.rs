@@ -1,8 +1,8 @@
 //! The threads that touch pages and check what they find.
 
 use std::fs::File;
-use std::io::{self, Write};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::io::Write;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use nowait_wire::agent::{Kind, Pressure, Workload};
 
@@ -12,12 +12,11 @@ use super::pattern::{self, COPY_BYTES, Copied};
 use super::{WorkloadError, evict};
 use crate::sys::{self, Pages};
 
-/// The pages of one run and what the threads that share them have done.
+/// What the threads of one run share, and what they have done.
 pub(super) struct Faulting {
-    pages: Pages,
+    buffer: Buffer,
     course: Course,
-    /// For [`Kind::Copy`].
-    source: Option<Source>,
+    kind: Kind,
     touched: AtomicU64,
     wrong: AtomicU64,
     /// Threads that have not ended, and the end of the last of those that have.
@@ -26,34 +25,36 @@ pub(super) struct Faulting {
 }
 
 impl Faulting {
-    /// Makes the pages, fills them and, if the workload says so, has them evicted.
-    pub(super) fn prepare(workload: &Workload) -> Result<Self, WorkloadError> {
-        let faulting = Self::fill(workload)?;
+    /// Makes a buffer ready, which is evicted if the workload says so.
+    pub(super) fn prepare(
+        workload: &Workload,
+        kept: Option<Buffer>,
+    ) -> Result<Self, WorkloadError> {
+        let faulting = Self::new(workload, kept)?;
         match workload.pressure {
-            Pressure::Evict => evict::evict(&faulting.pages)?,
+            Pressure::Evict => evict::evict(&faulting.buffer.pages)?,
             // They leave by themselves.
             Pressure::Limit { .. } => {}
         }
         Ok(faulting)
     }
 
-    /// Makes the pages and fills them.
-    pub(super) fn fill(workload: &Workload) -> Result<Self, WorkloadError> {
-        let pages = Pages::new(workload.pages as usize).map_err(WorkloadError::Memory)?;
-        pattern::fill(&pages);
-        let source = (workload.kind == Kind::Copy)
-            .then(|| Source::new(pages.len()))
-            .transpose()
-            .map_err(WorkloadError::File)?;
+    /// The same without the eviction.
+    pub(super) fn new(workload: &Workload, kept: Option<Buffer>) -> Result<Self, WorkloadError> {
         Ok(Self {
-            pages,
+            buffer: kept.map_or_else(|| Buffer::new(workload.pages), Ok)?,
             course: Course::new(workload.pages, workload.pressure),
-            source,
+            kind: workload.kind,
             touched: AtomicU64::new(0),
             wrong: AtomicU64::new(0),
             running: AtomicU64::new(u64::from(workload.threads)),
             last_end_ns: AtomicU64::new(0),
         })
+    }
+
+    /// The buffer, for another run.
+    pub(super) fn into_buffer(self) -> Buffer {
+        self.buffer
     }
 
     /// Touches that the threads have made and checked.
@@ -82,13 +83,12 @@ impl Faulting {
             let Some(index) = course.next() else {
                 break;
             };
-            let good = match &self.source {
-                None => pattern::verify(&self.pages, index, &[]),
-                Some(source) => match source.copy(&self.pages, index) {
-                    Some(good) => good,
-                    // Another thread is at this page.
-                    None => continue,
-                },
+            let good = match self.kind {
+                Kind::Copy => self.buffer.copy(index),
+                Kind::Idle | Kind::User => Some(self.buffer.check(index)),
+            };
+            let Some(good) = good else {
+                continue;
             };
             if !good {
                 self.wrong.fetch_add(1, Ordering::AcqRel);
@@ -103,88 +103,99 @@ impl Faulting {
     }
 }
 
-/// Set in a page's version while a thread is at it.
-const BUSY: u8 = 1 << 7;
-/// The last version; the first one follows it, which goes to the other place in the page.
-const LAST_VERSION: u8 = 126;
+/// Set in a page's version while a thread is at it. No run is long enough for a version to get there.
+const BUSY: u32 = 1 << 31;
 
-/// The file from which `read(2)` copies, and what it has copied to where.
-struct Source {
+/// The pages that threads touch, and the file from which `read(2)` copies to them.
+pub(crate) struct Buffer {
+    pages: Pages,
     file: File,
     content: Vec<u8>,
-    /// The version of the bytes that were last copied to each page; 0: none.
-    versions: Vec<AtomicU8>,
+    /// The version of the bytes that were last copied to each page, and [`BUSY`]; 0: none.
+    versions: Vec<AtomicU32>,
 }
 
-impl Source {
-    fn new(pages: usize) -> io::Result<Self> {
+impl Buffer {
+    /// Makes the pages and fills them.
+    fn new(pages: u32) -> Result<Self, WorkloadError> {
+        let pages = Pages::new(pages as usize).map_err(WorkloadError::Memory)?;
+        pattern::fill(&pages);
         let content = pattern::file_content();
-        let mut file = sys::memory_file("nowait-copy")?;
-        file.write_all(&content)?;
-        let versions = std::iter::repeat_with(|| AtomicU8::new(0)).take(pages).collect();
-        Ok(Self { file, content, versions })
+        let file = sys::memory_file("nowait-copy").and_then(|mut file| {
+            file.write_all(&content)?;
+            Ok(file)
+        });
+        let versions = std::iter::repeat_with(|| AtomicU32::new(0)).take(pages.len()).collect();
+        Ok(Self { pages, file: file.map_err(WorkloadError::File)?, content, versions })
     }
 
-    fn copied(&self, index: usize, version: u8) -> Copied<'_> {
+    /// How many pages there are.
+    pub(super) fn pages(&self) -> usize {
+        self.pages.len()
+    }
+
+    fn copied(&self, index: usize, version: u32) -> Copied<'_> {
         let offset = pattern::file_offset(index, version);
         let bytes = &self.content[offset..offset + COPY_BYTES];
         Copied { at_bytes: pattern::copy_at_bytes(version), bytes }
     }
 
+    /// Reads a page to which nobody copies: whether it holds what it must.
+    fn check(&self, index: usize) -> bool {
+        let version = self.versions[index].load(Ordering::Acquire);
+        self.holds(index, version)
+    }
+
     /// Copies the next version to a page, which is how the page is touched, then checks all of it:
     /// whether it holds what it must. `None`: another thread is doing so.
-    fn copy(&self, pages: &Pages, index: usize) -> Option<bool> {
+    fn copy(&self, index: usize) -> Option<bool> {
         let version = &self.versions[index];
         let old = version.fetch_or(BUSY, Ordering::Acquire);
         if old & BUSY != 0 {
             return None;
         }
-        let new = if old == LAST_VERSION { 1 } else { old + 1 };
+        let new = old + 1;
         let offset = pattern::file_offset(index, new) as u64;
-        let copied = self.copied(index, new);
-        let read = pages.read_file_into(&self.file, offset, index, copied.at_bytes, COPY_BYTES);
-        let expected = [copied, self.copied(index, old)];
-        // Version 0 is the pattern.
-        let expected = if old == 0 { &expected[..1] } else { &expected };
-        let good = matches!(read, Ok(COPY_BYTES)) && pattern::verify(pages, index, expected);
+        let at_bytes = pattern::copy_at_bytes(new);
+        let read = self.pages.read_file_into(&self.file, offset, index, at_bytes, COPY_BYTES);
+        let good = matches!(read, Ok(COPY_BYTES)) && self.holds(index, new);
         version.store(new, Ordering::Release);
         Some(good)
     }
+
+    /// Whether a page holds this version and the one before it, of which 0 is the pattern.
+    fn holds(&self, index: usize, last: u32) -> bool {
+        let copied = [last, last.saturating_sub(1)].map(|version| self.copied(index, version));
+        let known = last.min(2) as usize;
+        pattern::verify(&self.pages, index, &copied[..known])
+    }
 }
-
-const _: () = assert!(LAST_VERSION.is_multiple_of(2) && LAST_VERSION < BUSY);
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn each_copy_is_expected_beside_the_one_before() {
-        let pages = Pages::new(2).unwrap();
-        pattern::fill(&pages);
-        let source = Source::new(2).unwrap();
-        // Past the last version.
-        for _ in 0..300 {
-            assert_eq!(source.copy(&pages, 1), Some(true));
+        let buffer = Buffer::new(2).unwrap();
+        for copies in 0..300 {
+            assert!(buffer.check(1), "after {copies} copies");
+            assert_eq!(buffer.copy(1), Some(true), "copy {copies}");
         }
+        let words = || buffer.pages.page(1).iter();
         // The page comes back as it was before the last copy.
-        let before: Vec<u64> =
-            pages.page(1).iter().map(|word| word.load(Ordering::Relaxed)).collect();
-        assert_eq!(source.copy(&pages, 1), Some(true));
-        for (word, value) in pages.page(1).iter().zip(before) {
-            word.store(value, Ordering::Relaxed);
-        }
-        assert_eq!(source.copy(&pages, 1), Some(false));
-        assert_eq!(source.copy(&pages, 0), Some(true));
+        let older: Vec<u64> = words().map(|word| word.load(Ordering::Relaxed)).collect();
+        assert_eq!(buffer.copy(1), Some(true));
+        words().zip(older).for_each(|(word, value)| word.store(value, Ordering::Relaxed));
+        assert!(!buffer.check(1));
+        assert_eq!(buffer.copy(1), Some(false));
+        assert_eq!(buffer.copy(0), Some(true));
     }
 
     #[test]
     fn a_page_at_which_a_thread_is_is_left_alone() {
-        let pages = Pages::new(1).unwrap();
-        pattern::fill(&pages);
-        let source = Source::new(1).unwrap();
-        source.versions[0].fetch_or(BUSY, Ordering::Relaxed);
-        assert_eq!(source.copy(&pages, 0), None);
-        assert!(pattern::verify(&pages, 0, &[]));
+        let buffer = Buffer::new(1).unwrap();
+        buffer.versions[0].fetch_or(BUSY, Ordering::Relaxed);
+        assert_eq!(buffer.copy(0), None);
+        assert!(pattern::verify(&buffer.pages, 0, &[]));
     }
 }

@@ -17,10 +17,10 @@ use std::io;
 use std::sync::atomic::AtomicU64;
 use std::thread::{self, Scope, ScopedJoinHandle};
 
-use nowait_wire::agent::{Kind, RunResult, Workload};
+use nowait_wire::agent::{Kind, Pressure, RunResult, Workload};
 
 use crate::sys;
-use fault::Faulting;
+use fault::{Buffer, Faulting};
 use gate::Gate;
 use heartbeat::RUNNING;
 
@@ -91,19 +91,34 @@ pub(crate) enum WorkloadError {
     Guest { what: &'static str, source: io::Error },
 }
 
-/// Makes one run.
-pub(crate) fn run(workload: &Workload) -> Result<RunResult, WorkloadError> {
-    validate(workload)?;
-    let cpus =
-        sys::cpus().map_err(|source| WorkloadError::Guest { what: "the CPUs online", source })?;
-    let faulting = match workload.kind {
-        Kind::Idle => None,
-        Kind::User | Kind::Copy => {
-            check_memory(workload.pages)?;
-            Some(Faulting::prepare(workload)?)
+/// Makes runs, one after the other.
+#[derive(Default)]
+pub(crate) struct Runner {
+    /// The buffer of the last run under a limit. The next one of its size goes on with it: memory that
+    /// was given back would have to be fetched, page by page, only to be filled anew.
+    kept: Option<Buffer>,
+}
+
+impl Runner {
+    /// Makes one run.
+    pub(crate) fn run(&mut self, workload: &Workload) -> Result<RunResult, WorkloadError> {
+        validate(workload)?;
+        let cpus = sys::cpus()
+            .map_err(|source| WorkloadError::Guest { what: "the CPUs online", source })?;
+        if workload.kind == Kind::Idle {
+            return measure(workload, &cpus, None);
         }
-    };
-    measure(workload, &cpus, faulting.as_ref())
+        let limited = workload.pressure != Pressure::Evict;
+        let fits = |buffer: &Buffer| limited && buffer.pages() == workload.pages as usize;
+        let kept = self.kept.take().filter(fits);
+        if kept.is_none() {
+            check_memory(workload.pages)?;
+        }
+        let faulting = Faulting::prepare(workload, kept)?;
+        let result = measure(workload, &cpus, Some(&faulting));
+        self.kept = limited.then(|| faulting.into_buffer());
+        result
+    }
 }
 
 fn validate(workload: &Workload) -> Result<(), WorkloadError> {
@@ -208,7 +223,7 @@ fn measure(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nowait_wire::agent::{Access, Pressure};
+    use nowait_wire::agent::Access;
 
     fn workload(kind: Kind) -> Workload {
         Workload {
@@ -263,7 +278,7 @@ mod tests {
         for kind in [Kind::User, Kind::Copy] {
             let mut workload = workload(kind);
             (workload.threads, workload.pages) = (4, 300);
-            let faulting = Faulting::fill(&workload).unwrap();
+            let faulting = Faulting::new(&workload, None).unwrap();
             let cpus = sys::cpus().unwrap();
             match measure(&workload, &cpus, Some(&faulting)) {
                 Ok(result) => {
@@ -282,12 +297,14 @@ mod tests {
 
     #[test]
     fn a_run_under_a_limit_touches_pages_again_until_the_time_is_over() {
-        for (kind, access) in [(Kind::User, Access::Random), (Kind::Copy, Access::Zipf)] {
+        let mut runner = Runner::default();
+        for (kind, access) in
+            [(Kind::User, Access::Random), (Kind::Copy, Access::Zipf), (Kind::User, Access::Zipf)]
+        {
             let mut workload = workload(kind);
             workload.threads = 4;
             workload.pressure = Pressure::Limit { access, seed: 1 };
-            let faulting = Faulting::prepare(&workload).unwrap();
-            match measure(&workload, &sys::cpus().unwrap(), Some(&faulting)) {
+            match runner.run(&workload) {
                 Ok(result) => {
                     assert!(result.pages_touched > 16 && result.elapsed_us >= 100_000);
                     assert_eq!(result.data_errors, 0);

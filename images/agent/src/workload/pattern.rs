@@ -101,15 +101,15 @@ pub(super) fn file_content() -> Vec<u8> {
 }
 
 /// Where in that file the bytes for one version of one page begin.
-pub(super) fn file_offset(index: usize, version: u8) -> usize {
+pub(super) fn file_offset(index: usize, version: u32) -> usize {
     // An odd factor: neighbouring versions of a page differ, and of neighbouring pages, too.
-    (index + 37 * usize::from(version)) * COPY_BYTES % FILE_BYTES
+    (index + 37 * version as usize) * COPY_BYTES % FILE_BYTES
 }
 
 /// Where in a page that version goes: two places take turns, so that a page that came back as it was
 /// before the last copy is found out.
-pub(super) fn copy_at_bytes(version: u8) -> usize {
-    COPY_AT_BYTES + usize::from(version % 2) * COPY_BYTES
+pub(super) fn copy_at_bytes(version: u32) -> usize {
+    COPY_AT_BYTES + (version % 2) as usize * COPY_BYTES
 }
 
 /// The order in which pages are touched: a permutation (Fisher and Yates), always the same for the
