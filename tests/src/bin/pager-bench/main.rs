@@ -51,6 +51,25 @@ struct Args {
     directory: PathBuf,
 }
 
+impl Args {
+    /// The command that gives the same report.
+    fn command(&self) -> String {
+        let mut words =
+            format!("cargo xtask bench pager -- --runs {} --seed {}", self.runs, self.seed);
+        if !self.only.is_empty() {
+            words.push_str(&format!(" --only '{}'", self.only));
+        }
+        // Files by their names alone: where they were says nothing elsewhere.
+        let mut file = |option: &str, path: &Path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            words.push_str(&format!(" {option} {name}"));
+        };
+        self.trace.iter().for_each(|path| file("--trace", path));
+        self.with.iter().for_each(|path| file("--with", path));
+        words
+    }
+}
+
 fn main() -> ExitCode {
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -86,7 +105,7 @@ fn run(args: &Args) -> Result<()> {
     }
     let report = Report {
         schema: SCHEMA,
-        command: format!("cargo xtask bench pager -- --runs {} --seed {}", args.runs, args.seed),
+        command: args.command(),
         host: host(),
         figures: [
             rates::figures(&samples),
