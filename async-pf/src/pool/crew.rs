@@ -179,6 +179,7 @@ impl<J> State<J> {
             rejected: tally.rejected,
             promoted: tally.promoted,
             waited: tally.waited,
+            waited_us: tally.waited_us,
         }
     }
 

@@ -44,6 +44,8 @@ pub struct PoolStats {
     pub promoted: u64,
     /// How long jobs that are over had waited for a worker, by class (the one in which they began).
     pub waited: [Waited; Class::COUNT],
+    /// The sum of these waits in microseconds, by class.
+    pub waited_us: [u64; Class::COUNT],
 }
 
 /// The queue's counters.
@@ -54,6 +56,7 @@ pub(super) struct Tally {
     pub(super) rejected: [u64; Class::COUNT],
     pub(super) promoted: u64,
     pub(super) waited: [Waited; Class::COUNT],
+    pub(super) waited_us: [u64; Class::COUNT],
 }
 
 impl Tally {
@@ -64,29 +67,42 @@ impl Tally {
 
     /// A job is over that had waited that long.
     pub(super) fn ended(&mut self, class: Class, waited: Duration, panicked: bool) {
-        self.waited[class.index()][bucket(waited)] += 1;
+        let us = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
+        self.waited[class.index()][bucket(us)] += 1;
+        let sum_us = &mut self.waited_us[class.index()];
+        *sum_us = sum_us.saturating_add(us);
         self.executed[class.index()] += 1;
         self.panicked += u64::from(panicked);
     }
 }
 
 /// The bucket for a waiting time.
-fn bucket(waited: Duration) -> usize {
-    let us = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
+fn bucket(us: u64) -> usize {
     ((u64::BITS - us.leading_zeros()) as usize).min(WAIT_BUCKETS - 1)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, bucket};
+    use super::*;
 
     #[test]
     fn buckets_are_powers_of_two() {
         let cases = [(0, 0), (1, 1), (2, 2), (3, 2), (4, 3), (4_194_303, 22), (4_194_304, 23)];
         for (us, expected) in cases {
-            assert_eq!(bucket(Duration::from_micros(us)), expected, "{us} us");
+            assert_eq!(bucket(us), expected, "{us} us");
         }
-        assert_eq!(bucket(Duration::from_nanos(999)), 0);
-        assert_eq!(bucket(Duration::MAX), 23);
+        assert_eq!(bucket(u64::MAX), 23);
+    }
+
+    #[test]
+    fn waits_are_counted_and_added_up_by_class() {
+        let mut tally = Tally::default();
+        for waited in [Duration::from_nanos(999), Duration::from_micros(7), Duration::MAX] {
+            tally.ended(Class::Prefetch, waited, false);
+        }
+        let waits = &tally.waited[Class::Prefetch.index()];
+        assert_eq!((waits[0], waits[3], waits[23]), (1, 1, 1));
+        assert_eq!(tally.waited_us, [0, u64::MAX, 0]);
+        assert_eq!(tally.ended_jobs(), 3);
     }
 }
