@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 
+use crate::control::{BindError, ControlSocket};
 use crate::events::Signals;
 use crate::exit::ExitReason;
 use crate::machine::{Machine, MachineError, Outcome};
@@ -97,6 +98,8 @@ enum RunError {
     Machine(#[from] MachineError),
     #[error("{option}: {source}")]
     Output { option: &'static str, source: OutputError },
+    #[error("--control: {0}")]
+    Control(#[from] BindError),
     #[error("--json: {0}")]
     Json(#[from] serde_json::Error),
 }
@@ -104,7 +107,7 @@ enum RunError {
 impl RunError {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Spec(_) | Self::Output { .. } => exit::OPERAND,
+            Self::Spec(_) | Self::Output { .. } | Self::Control(_) => exit::OPERAND,
             Self::Machine(error) => error.exit_code(),
             Self::Json(_) => exit::FAILURE,
         }
@@ -125,7 +128,8 @@ fn try_run(args: RunArgs) -> Result<u8, RunError> {
     let signals = Signals::new()?;
     let spec = Spec::from_args(args)?;
     let mut outputs = Outputs::claim(&spec)?;
-    let outcome = Machine::build(spec)?.run(signals, outputs.reports.take())?;
+    let control = spec.control.as_deref().map(ControlSocket::bind).transpose()?;
+    let outcome = Machine::build(spec)?.run(signals, outputs.reports.take(), control)?;
     // Whoever asked for the end does not wait for a reader that may never come.
     let stopped = matches!(outcome.exit.reason, ExitReason::Signal { .. } | ExitReason::UserStop);
     let patience = stopped.then_some(STOPPED_PATIENCE);

@@ -21,7 +21,7 @@ use crate::machine::MachineError;
 use crate::patience::{Lines, Push};
 use crate::spec::ConsoleKind;
 use crate::terminal::{self, Command, EscapeFilter, RawMode};
-use crate::threads::VcpuThreads;
+use crate::threads::{Pauser, Pauses, VcpuThreads};
 
 /// Typed bytes read at once.
 const INPUT_CHUNK_BYTES: usize = 4096;
@@ -57,6 +57,8 @@ pub(crate) struct Events {
     messages: Receiver<Message>,
     message_event: EventFd,
     health: Health,
+    /// As last seen.
+    pauses: Pauses,
     report: Option<Lines>,
     /// A report that its reader was not ready for: no further message is taken before it.
     held: Option<Vec<u8>>,
@@ -95,6 +97,7 @@ impl Events {
             message_event,
             report: input.report,
             health: Health::default(),
+            pauses: Pauses::default(),
             held: None,
         })
     }
@@ -103,6 +106,7 @@ impl Events {
     pub(crate) fn wait(
         &mut self,
         threads: &VcpuThreads,
+        pauser: &Pauser,
         exits: &EventFd,
         pager: &Pager,
     ) -> Result<ExitReason, MachineError> {
@@ -118,7 +122,8 @@ impl Events {
             if let Some(error) = pager.failure() {
                 return Ok(failure(&error.to_string()));
             }
-            self.watch_health(threads, pager);
+            self.watch_health(pauser, pager);
+            self.watch_pauses(pauser);
             // Reports first: the guest may have powered off right after its last one.
             if let Some(reason) = self.take_messages() {
                 return Ok(reason);
@@ -135,19 +140,20 @@ impl Events {
     }
 
     /// A store that does not answer pauses the guest, which goes on when it does again.
-    fn watch_health(&mut self, threads: &VcpuThreads, pager: &Pager) {
+    fn watch_health(&mut self, pauser: &Pauser, pager: &Pager) {
         if pager.event().read().is_err() {
             return;
         }
         let (before, now) = (std::mem::take(&mut self.health), pager.health());
         match (&before.reads, &now.reads) {
             (None, Some(why)) => {
-                threads.pause();
+                pauser.change(|pauses| pauses.store = true);
                 say(&format!("the guest is paused until its store answers again: {why}"));
             }
             (Some(_), None) => {
-                say("the store answers again: the guest goes on");
-                threads.resume();
+                let user = pauser.change(|pauses| pauses.store = false).user;
+                let guest = if user { "is still paused by the control socket" } else { "goes on" };
+                say(&format!("the store answers again: the guest {guest}"));
             }
             _ => {}
         }
@@ -159,6 +165,20 @@ impl Events {
             _ => {}
         }
         self.health = now;
+    }
+
+    /// Says what the control socket did to the guest.
+    fn watch_pauses(&mut self, pauser: &Pauser) {
+        let now = pauser.pauses();
+        let before = std::mem::replace(&mut self.pauses, now);
+        match (before.any(), now.any()) {
+            (false, true) if now.user => say("the guest is paused by the control socket"),
+            (true, false) if self.health.reads.is_some() => {
+                say("the guest goes on by the control socket; its store does not answer yet");
+            }
+            (true, false) if before.user => say("the guest goes on by the control socket"),
+            _ => {}
+        }
     }
 
     /// Ends the conversation: from here on nobody waits for this loop, the terminal has its former mode,

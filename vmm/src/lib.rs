@@ -6,6 +6,7 @@ pub mod agent;
 pub mod boot;
 pub mod commands;
 pub mod console;
+mod control;
 pub mod devices;
 pub mod doctor;
 pub mod events;

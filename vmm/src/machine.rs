@@ -23,6 +23,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::agent::{self, LineSink};
 use crate::boot::{self, BootError, Payload, regs};
 use crate::console::{self, ConsoleOut};
+use crate::control::{Control, ControlSocket, Facts, House};
 use crate::devices::power::Power;
 use crate::devices::serial::{IrqLine, Uart};
 use crate::devices::{Bus, ports};
@@ -235,11 +236,17 @@ impl Machine {
         })
     }
 
-    /// Runs the guest to its end. Reports of the agent go to `report` as they come.
+    /// Runs the guest to its end. Reports of the agent go to `report` as they come; `control` is served
+    /// meanwhile.
     ///
     /// # Errors
     /// When threads or signal handlers cannot be set up.
-    pub fn run(self, signals: Signals, report: Option<Lines>) -> Result<Outcome, MachineError> {
+    pub(crate) fn run(
+        self,
+        signals: Signals,
+        report: Option<Lines>,
+        control: Option<ControlSocket>,
+    ) -> Result<Outcome, MachineError> {
         let exits = event("make an eventfd")?;
         let (spec, pager) = (self.spec, self.pager);
         let input = Input {
@@ -253,7 +260,14 @@ impl Machine {
         let started = Instant::now();
         let paging = Paging { pager: Arc::clone(&pager), source: spec.fault_source };
         let threads = VcpuThreads::start(self.vcpus, &self.bus, &paging, &exits)?;
-        let reason = events.wait(&threads, &exits, &pager)?;
+        let pauser = threads.pauser(&exits)?;
+        let facts =
+            Facts { apf: spec.apf, fault_source: spec.fault_source, cpus: spec.cpus, started };
+        let house = House::new(&pager, &self.crew, &pauser, facts);
+        let control = control.map(|socket| Control::start(socket, house)).transpose();
+        let control = control.map_err(MachineError::host("start the control socket's threads"))?;
+        let reason = events.wait(&threads, &pauser, &exits, &pager)?;
+        drop(control);
         // Vcpu threads may wait for the main loop to take a message: it is gone from here on.
         let requests_unanswered = events.close();
         self.console.abandon();

@@ -87,7 +87,7 @@ pub fn read_text(path: &Path, limit_bytes: u64) -> Result<String, OperandError> 
 fn open(path: &Path, accepts: impl Fn(FileType) -> bool) -> Result<File, OperandError> {
     let check = |metadata: &Metadata| {
         let kind = metadata.file_type();
-        if accepts(kind) { Ok(()) } else { Err(OperandError::Kind(name(kind))) }
+        if accepts(kind) { Ok(()) } else { Err(OperandError::Kind(kind_name(kind))) }
     };
     check(&std::fs::metadata(path)?)?;
     let file =
@@ -96,8 +96,11 @@ fn open(path: &Path, accepts: impl Fn(FileType) -> bool) -> Result<File, Operand
     Ok(file)
 }
 
-fn name(kind: FileType) -> &'static str {
-    if kind.is_dir() {
+/// What a file is, for a message.
+pub(crate) fn kind_name(kind: FileType) -> &'static str {
+    if kind.is_file() {
+        "a regular file"
+    } else if kind.is_dir() {
         "a directory"
     } else if kind.is_fifo() {
         "a pipe"

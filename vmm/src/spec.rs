@@ -100,6 +100,16 @@ pub struct RunArgs {
     /// Write how the run went to FILE when it ends ("-" is standard output)
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Serve HTTP on a Unix socket (mode 0600) that is made here and removed at the end
+    ///
+    /// GET /metrics   counters and latencies, as Prometheus text
+    /// POST /pause    keep the guest's processors out of the guest
+    /// POST /resume   let them go on, also when they are paused because the store does not answer
+    /// PUT /limit     another --resident-limit from now on: a size such as "64M", or "none"
+    ///
+    /// curl --unix-socket FILE http://nowait/metrics
+    #[arg(long, value_name = "FILE", verbatim_doc_comment)]
+    pub control: Option<PathBuf>,
     /// End the run after this many seconds (exit code 14)
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub timeout: Option<u64>,
@@ -237,6 +247,8 @@ pub struct Spec {
     pub report: Option<PathBuf>,
     /// Where the summary goes.
     pub json: Option<PathBuf>,
+    /// Where the control socket is.
+    pub control: Option<PathBuf>,
     /// The longest run.
     pub timeout: Option<Duration>,
 }
@@ -284,6 +296,7 @@ impl Spec {
             requests_file: args.requests,
             report: args.report,
             json: args.json,
+            control: args.control,
             timeout: args.timeout.map(Duration::from_secs),
         })
     }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -26,14 +26,20 @@ pub(crate) struct VcpuThreads {
     gate: Arc<Gate>,
 }
 
-/// One vCPU's thread, and the two ways to make it listen.
+/// One vCPU's thread.
 struct Running {
     thread: JoinHandle<()>,
+    ear: Ear,
+}
+
+/// The two ways to make a vCPU's thread listen.
+#[derive(Clone)]
+struct Ear {
     kicker: Kicker,
     sleeper: Arc<Sleeper>,
 }
 
-impl Running {
+impl Ear {
     /// Makes it leave KVM_RUN, or its wait for a page.
     fn kick(&self) {
         self.kicker.kick();
@@ -45,28 +51,94 @@ impl Running {
 #[derive(Default)]
 struct Gate {
     stop: AtomicBool,
-    paused: Mutex<bool>,
+    state: Mutex<GateState>,
     opened: Condvar,
+}
+
+#[derive(Clone, Copy, Default)]
+struct GateState {
+    pauses: Pauses,
+    /// vCPUs that wait here.
+    waiting: u32,
+}
+
+/// Why the vCPUs are kept out of the guest. They run when none of these holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pauses {
+    /// The store does not answer.
+    pub(crate) store: bool,
+    /// A user wants it.
+    pub(crate) user: bool,
+}
+
+impl Pauses {
+    /// Is there a reason?
+    pub(crate) fn any(self) -> bool {
+        self.store || self.user
+    }
 }
 
 impl Gate {
     /// Waits while the VM is paused; false when it is to end.
     fn pass(&self) -> bool {
-        let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
-        while *paused && !self.stop.load(Ordering::SeqCst) {
-            paused = self.opened.wait(paused).unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        state.waiting += 1;
+        while state.pauses.any() && !self.stop.load(Ordering::SeqCst) {
+            state = self.opened.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        state.waiting -= 1;
         !self.stop.load(Ordering::SeqCst)
-    }
-
-    fn set_paused(&self, to: bool) {
-        *self.paused.lock().unwrap_or_else(PoisonError::into_inner) = to;
-        self.opened.notify_all();
     }
 
     fn stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
-        self.set_paused(false);
+        self.lock().pauses = Pauses::default();
+        self.opened.notify_all();
+    }
+
+    /// Held for a moment only, and by nobody who waits for something else.
+    fn lock(&self) -> MutexGuard<'_, GateState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps the vCPUs out of the guest and lets them go on, from any thread. Waits for none of them.
+#[derive(Clone)]
+pub(crate) struct Pauser {
+    gate: Arc<Gate>,
+    ears: Arc<[Ear]>,
+    wake: Arc<EventFd>,
+}
+
+impl Pauser {
+    /// Changes the reasons; with the first one vCPUs in the guest leave it, without any they go on.
+    /// Returns what holds now. The main loop is told.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Pauses)) -> Pauses {
+        let (before, now) = {
+            let mut state = self.gate.lock();
+            let before = state.pauses;
+            change(&mut state.pauses);
+            (before, state.pauses)
+        };
+        match (before.any(), now.any()) {
+            (false, true) => self.ears.iter().for_each(Ear::kick),
+            (true, false) => self.gate.opened.notify_all(),
+            _ => {}
+        }
+        if before != now {
+            let _ = self.wake.write(1);
+        }
+        now
+    }
+
+    /// Why the guest is paused, if it is.
+    pub(crate) fn pauses(&self) -> Pauses {
+        self.gate.lock().pauses
+    }
+
+    /// How many vCPUs wait outside of the guest because it is paused.
+    pub(crate) fn waiting(&self) -> u32 {
+        self.gate.lock().waiting
     }
 }
 
@@ -99,7 +171,7 @@ impl VcpuThreads {
                 .name(name)
                 .spawn(move || worker.run(vcpu))
                 .map_err(MachineError::host("start a vCPU thread"))?;
-            running.threads.push(Running { thread, kicker, sleeper });
+            running.threads.push(Running { thread, ear: Ear { kicker, sleeper } });
         }
         Ok(running)
     }
@@ -115,22 +187,20 @@ impl VcpuThreads {
         }
     }
 
-    /// Keeps all vCPUs out of the guest until [`Self::resume`]; those in it leave it now.
-    pub(crate) fn pause(&self) {
-        self.gate.set_paused(true);
-        self.threads.iter().for_each(Running::kick);
-    }
-
-    /// Lets the vCPUs go on.
-    pub(crate) fn resume(&self) {
-        self.gate.set_paused(false);
+    /// What pauses them; each change writes `wake`.
+    pub(crate) fn pauser(&self, wake: &EventFd) -> Result<Pauser, MachineError> {
+        Ok(Pauser {
+            gate: Arc::clone(&self.gate),
+            ears: self.threads.iter().map(|running| running.ear.clone()).collect(),
+            wake: Arc::new(wake.try_clone().map_err(MachineError::host("clone an eventfd"))?),
+        })
     }
 
     /// Makes all vCPUs leave the guest and waits for their threads, at most this long; one that hangs
     /// in a write to a stuck terminal is left to the end of the process.
     pub(crate) fn stop(self, timeout: Duration) {
         self.gate.stop();
-        self.threads.iter().for_each(|running| running.sleeper.close());
+        self.threads.iter().for_each(|running| running.ear.sleeper.close());
         let deadline = Instant::now() + timeout;
         let mut waiting = self.threads;
         loop {
@@ -144,7 +214,7 @@ impl VcpuThreads {
             if waiting.is_empty() || Instant::now() >= deadline {
                 return;
             }
-            waiting.iter().for_each(Running::kick);
+            waiting.iter().for_each(|running| running.ear.kick());
             thread::sleep(KICK_INTERVAL);
         }
     }

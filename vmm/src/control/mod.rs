@@ -1,0 +1,81 @@
+//! The control socket of a run (`--control`): HTTP on a Unix socket, for one's own user only.
+//!
+//! ```text
+//!   client -- socket --> server (its thread) -- request --> House --+-- metrics: a snapshot, as text
+//!             mode 0600  no wait for a client                       +-- pause, resume: the vCPUs' gate
+//!                                                                   +-- limit --> limits (its thread)
+//! ```
+//!
+//! Nothing on the server's thread waits for the store, a page or a vCPU: it answers while they hang. Another
+//! resident limit looks at every page of RAM, so that has a thread of its own.
+
+mod families;
+mod house;
+mod metrics;
+mod reply;
+mod request;
+mod server;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+pub(crate) use house::House;
+pub(crate) use metrics::Facts;
+pub(crate) use socket::{BindError, ControlSocket};
+
+use reply::Reply;
+use request::Command;
+
+/// How long the end of a run waits for the threads; each of their steps is shorter.
+const END_LIMIT: Duration = Duration::from_secs(1);
+
+/// The control socket at work, until it is dropped.
+pub(crate) struct Control {
+    /// The server ends when this is closed.
+    wake: Option<UnixStream>,
+    /// Disconnected when all threads have ended.
+    ended: Receiver<()>,
+}
+
+impl Control {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// When the host has none.
+    pub(crate) fn start(socket: ControlSocket, house: House) -> io::Result<Self> {
+        let (alive, ended) = channel();
+        let limits = house.start_limits(alive.clone())?;
+        Self::serve(socket, move |command| house.answer(command, &limits), alive, ended)
+    }
+
+    fn serve(
+        socket: ControlSocket,
+        answer: impl FnMut(Command) -> Reply + Send + 'static,
+        alive: Sender<()>,
+        ended: Receiver<()>,
+    ) -> io::Result<Self> {
+        let (wake, closed) = UnixStream::pair()?;
+        thread::Builder::new().name("control".into()).spawn(move || {
+            // Dropped in reverse: at the end of the wait for this thread the file is gone.
+            let _alive = alive;
+            let socket = socket;
+            if let Err(error) = server::serve(socket.listener(), &closed, answer) {
+                eprint!("nowait: --control: cannot go on: {error}\r\n");
+            }
+        })?;
+        Ok(Self { wake: Some(wake), ended })
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        drop(self.wake.take());
+        let _ended_or_left_behind = self.ended.recv_timeout(END_LIMIT);
+    }
+}
