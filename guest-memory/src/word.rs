@@ -389,6 +389,28 @@ impl PageWord {
         slot
     }
 
+    /// Edge, by whoever stores the page: it differs from its older copy, which is given up; the slot is
+    /// the caller's to free. No effect if the page was used meanwhile.
+    pub(crate) fn forget_older(&mut self, generation: Generation) -> Option<Slot> {
+        if self.state() != PageState::Storing || self.generation() != generation {
+            return None;
+        }
+        let slot = self.slot();
+        self.set_slot(None);
+        slot
+    }
+
+    /// Edge: a page in memory that nobody is at does without its older copy; the slot is the caller's to
+    /// free.
+    pub(crate) fn forget_copy(&mut self) -> Option<Slot> {
+        if !matches!(self.state(), PageState::Mapped | PageState::Idle) {
+            return None;
+        }
+        let slot = self.slot();
+        self.set_slot(None);
+        slot
+    }
+
     /// Edge: somebody is about to enter the wait lists (under their lock).
     pub(crate) fn wait(&mut self) -> OnWait {
         use PageState as S;

@@ -46,6 +46,8 @@ enum Edge {
     Stored { late: bool, slot: u32 },
     Dropped,
     ForgetSlot,
+    ForgetOlder { late: bool },
+    ForgetCopy,
     Wait,
     Pin,
     Unpin,
@@ -57,11 +59,12 @@ fn any_edge() -> impl Strategy<Value = Edge> {
         4 => any::<bool>().prop_map(|at_hand| E::Fault { at_hand }),
         1 => any::<bool>().prop_map(|failed| E::Unmapped { failed }),
         1 => any::<bool>().prop_map(|late| E::NotStored { late }),
+        1 => any::<bool>().prop_map(|late| E::ForgetOlder { late }),
         3 => (any::<bool>(), any::<u32>()).prop_map(|(late, slot)| E::Stored { late, slot }),
         12 => prop::sample::select(vec![
             E::Remap, E::Prefetch, E::ClaimZero, E::ZeroAgain, E::FillMissed, E::Installed,
             E::Fetched, E::Unfetched, E::Unfilled, E::Failed, E::BeginUnmap, E::BeginStore,
-            E::Dropped, E::ForgetSlot, E::Wait, E::Pin, E::Unpin,
+            E::Dropped, E::ForgetSlot, E::ForgetCopy, E::Wait, E::Pin, E::Unpin,
         ]),
     ]
 }
@@ -133,7 +136,9 @@ impl Model {
                 (self.state, self.slot) = (S::Dropping, Some(slot));
             }
             (Edge::Dropped, _) => (self.state, self.wanted) = (S::Stored, false),
-            (Edge::ForgetSlot, _) => self.slot = None,
+            (Edge::ForgetSlot, _)
+            | (Edge::ForgetOlder { late: false }, S::Storing)
+            | (Edge::ForgetCopy, S::Mapped | S::Idle) => self.slot = None,
             (Edge::Wait, S::Installing | S::Unmapping | S::Dropping | S::Fetching) => {
                 self.waiters = true;
             }
@@ -166,6 +171,8 @@ fn apply(word: &mut PageWord, edge: Edge) {
         Edge::Stored { late, slot } => drop(word.stored(of(late), Slot(slot))),
         Edge::Dropped => drop(word.dropped()),
         Edge::ForgetSlot => drop(word.forget_slot()),
+        Edge::ForgetOlder { late } => drop(word.forget_older(of(late))),
+        Edge::ForgetCopy => drop(word.forget_copy()),
         Edge::Wait => drop(word.wait()),
         Edge::Pin => drop(word.pin()),
         Edge::Unpin => word.unpin(),

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use vm_memory::GuestMemoryMmap;
@@ -39,6 +39,8 @@ pub(crate) struct Core {
     /// Batches of pages that are Storing and that no worker has begun to write. There is a work for
     /// each, but whoever waits for room takes one before.
     pub(super) leaving: Mutex<VecDeque<Vec<(PageIndex, Generation)>>>,
+    /// Where the next search for copies that can be done without begins.
+    pub(super) copies_from: AtomicU32,
     pub(super) workers: Arc<dyn Workers>,
     pub(super) counters: Counters,
     pub(super) on_mapped: Option<OnMapped>,

@@ -1,6 +1,6 @@
 //! From RAM at rest to a running pager.
 
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 
@@ -93,6 +93,7 @@ impl GuestRam {
             store,
             room,
             leaving: Mutex::default(),
+            copies_from: AtomicU32::new(0),
             workers,
             counters: Counters::default(),
             on_mapped: self.on_mapped,

@@ -4,6 +4,7 @@
 //! one step.
 
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -14,12 +15,16 @@ use crate::address::{PAGE_SIZE, PageBytes, PageIndex, PageRun, runs};
 use crate::checksum::checksum;
 use crate::pass::MayWait;
 use crate::room::Closed;
-use crate::stores::{Slot, StoreError, Write};
+use crate::stores::{Slot, StoreError, Trouble, Write};
 use crate::sys::memfd;
 use crate::word::{Generation, OnDropped, OnStored, OnUnmapped, PageWord, Taken};
 
 /// The most pages that are written, or unmapped, in one go.
 pub(super) const BATCH_PAGES: usize = 64;
+
+/// How many pages are looked at in one search for copies that can be done without (256 MiB of RAM): the
+/// next one goes on from there.
+const MAX_COPY_LOOKS: u32 = 1 << 16;
 
 /// A page that is being written, with what is known of it.
 struct Leaving<'a> {
@@ -118,13 +123,9 @@ impl Core {
             leaving.into_iter().partition(|page| self.is_clean(page));
         // At once: whoever wants one of these need not wait for the others to be written.
         let mut result = WrittenBack { pages: self.drop_clean(&clean), refused: None };
-        let mut writes: Vec<_> = dirty.iter().map(|page| Write::new(page.bytes)).collect();
-        if !writes.is_empty() {
-            self.store.write(pass, &mut writes);
-        }
         let mut gone = Vec::with_capacity(dirty.len());
-        for (page, write) in dirty.iter().zip(writes) {
-            match write.result {
+        for (page, result_of) in dirty.iter().zip(self.write_dirty(&dirty, pass)) {
+            match result_of {
                 Ok(slot) => gone.extend(self.begin_drop(page, slot, true)),
                 Err(error) => {
                     self.keep(page.page, page.generation);
@@ -152,6 +153,60 @@ impl Core {
         let dropped = gone.len() as u32;
         self.drop_pages(gone);
         dropped
+    }
+
+    /// Writes pages that differ from their older copies, which are given up. A full store is asked once
+    /// more when pages in memory have done without theirs.
+    fn write_dirty(&self, dirty: &[Leaving<'_>], pass: &MayWait) -> Vec<Result<Slot, StoreError>> {
+        for page in dirty {
+            if let Some(older) = self.table.edge(page.page, |w| w.forget_older(page.generation)) {
+                self.free_slot(older);
+            }
+        }
+        let mut results = self.write_all(dirty.iter(), pass);
+        let is_full = |result: &Result<Slot, StoreError>| {
+            result.as_ref().is_err_and(|error| error.trouble() == Trouble::Full)
+        };
+        let full = results.iter().filter(|result| is_full(result)).count();
+        if full > 0 && self.give_up_copies(full) > 0 {
+            let again = dirty.iter().zip(&results).filter(|(_, result)| is_full(result));
+            let mut again = self.write_all(again.map(|(page, _)| page), pass).into_iter();
+            for result in results.iter_mut().filter(|result| is_full(result)) {
+                *result = again.next().unwrap_or(Err(StoreError::Closed));
+            }
+        }
+        results
+    }
+
+    fn write_all<'a>(
+        &self,
+        pages: impl Iterator<Item = &'a Leaving<'a>>,
+        pass: &MayWait,
+    ) -> Vec<Result<Slot, StoreError>> {
+        let mut writes: Vec<_> = pages.map(|page| Write::new(page.bytes)).collect();
+        if !writes.is_empty() {
+            self.store.write(pass, &mut writes);
+        }
+        writes.into_iter().map(|write| write.result).collect()
+    }
+
+    /// Frees copies of pages that are in memory, at most `most`, and returns how many. They only spare a
+    /// write, should their page leave as it came.
+    fn give_up_copies(&self, most: usize) -> usize {
+        let all = self.layout.all_pages().pages();
+        let from = self.copies_from.load(Ordering::Relaxed);
+        let (mut freed, mut looked) = (0, 0);
+        while freed < most && looked < all.min(MAX_COPY_LOOKS) {
+            let page = PageIndex(((u64::from(from) + u64::from(looked)) % u64::from(all)) as u32);
+            looked += 1;
+            if let Some(slot) = self.table.edge(page, PageWord::forget_copy) {
+                self.free_slot(slot);
+                freed += 1;
+            }
+        }
+        let next = (u64::from(from) + u64::from(looked)) % u64::from(all);
+        self.copies_from.store(next as u32, Ordering::Relaxed);
+        freed
     }
 
     /// Is the older copy in the store the same? Clean is decided by content: a device or the VMM may
