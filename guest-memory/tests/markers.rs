@@ -334,9 +334,10 @@ fn a_sleeper_is_interrupted_while_the_store_hangs() {
     for _ in 0..3 {
         assert!(matches!(vcpu.fault(page(1)), Fault::Waits { .. }));
     }
-    // A device that waits for the page is interrupted as well.
+    // A device's access is not left half done for an interrupt; the end of all ends it.
     let by = Arc::new(Sleeper::default());
     by.interrupt();
+    by.close();
     let error = machine.pager.read_page(Gfn(1), &mut [0; PAGE_SIZE], &by).unwrap_err();
     assert!(matches!(error, PagerError::Interrupted(Gfn(1))), "{error}");
     let start = Instant::now();

