@@ -14,6 +14,7 @@ mod hostile;
 mod interactive;
 mod kernels;
 mod paging;
+mod pressure;
 mod signals;
 mod stall;
 mod streams;
@@ -42,7 +43,9 @@ fn main() {
     }
     let args = Arguments::from_args();
     let no_kvm = (!Path::new("/dev/kvm").exists()).then_some("there is no /dev/kvm here");
-    let no_root = (!rustix::process::geteuid().is_root()).then_some("needs root: it mounts a /dev");
+    let no_root =
+        (!rustix::process::geteuid().is_root()).then_some("needs root: it mounts something");
+    let no_nbd = (!in_path("qemu-nbd")).then_some("there is no qemu-nbd here");
     let topics: &[(&'static str, &[Test])] = &[
         ("agent", agent::TESTS),
         ("bad_input", bad_input::TESTS),
@@ -53,18 +56,30 @@ fn main() {
         ("hostile", hostile::TESTS),
         ("interactive", interactive::TESTS),
         ("paging", paging::TESTS),
+        ("pressure", pressure::TESTS),
         ("signals", signals::TESTS),
         ("stall", stall::TESTS),
         ("streams", streams::TESTS),
     ];
-    let root =
-        bad_input::ROOT_TESTS.iter().map(|test| trial("bad_input", *test, no_kvm.or(no_root)));
+    let needing: [(&'static str, &[Test], Option<&'static str>); 3] = [
+        ("bad_input", bad_input::ROOT_TESTS, no_root),
+        ("pressure", pressure::ROOT_TESTS, no_root),
+        ("pressure", pressure::NBD_TESTS, no_nbd),
+    ];
+    let needing = needing.iter().flat_map(|(topic, tests, missing)| {
+        tests.iter().map(move |test| trial(topic, *test, no_kvm.or(*missing)))
+    });
     let trials = topics
         .iter()
         .flat_map(|(topic, tests)| tests.iter().map(move |test| trial(topic, *test, no_kvm)))
-        .chain(root)
+        .chain(needing)
         .collect();
     libtest_mimic::run(&args, trials).exit();
+}
+
+fn in_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }
 
 fn trial(topic: &str, (name, test): Test, skip: Option<&'static str>) -> Trial {

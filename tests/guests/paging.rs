@@ -83,7 +83,9 @@ fn check(end: &End, runs: usize) {
 }
 
 fn evicted_pages() {
-    for (apf, cpus) in [("host", "1"), ("kernel", "1"), ("host", "2"), ("kernel", "2")] {
+    for (apf, cpus) in
+        [("off", "1"), ("host", "1"), ("kernel", "1"), ("off", "2"), ("host", "2"), ("kernel", "2")]
+    {
         let end = Guest::linux()
             .args(["--apf", apf, "--cpus", cpus])
             .workload(Kind::User, 1, PAGES)

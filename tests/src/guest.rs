@@ -5,6 +5,7 @@ use std::fs;
 use std::ops::Deref;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use nowait_wire::agent::{
@@ -80,7 +81,16 @@ impl Guest {
     /// # Panics
     /// When the process cannot be started or does not end in time.
     #[must_use]
-    pub fn run(mut self) -> End {
+    pub fn run(self) -> End {
+        self.run_beside(|| ())
+    }
+
+    /// As [`Guest::run`], and does something else meanwhile.
+    ///
+    /// # Panics
+    /// As [`Guest::run`], and when the other thing does.
+    #[must_use]
+    pub fn run_beside(mut self, meanwhile: impl FnOnce()) -> End {
         let files = TempDir::new().expect("a temporary directory");
         let at = |name: &str| files.path().join(name);
         self.args.extend(["--json".into(), at("run.json").into()]);
@@ -95,7 +105,12 @@ impl Guest {
             self.args.extend(["--requests".into(), at("requests").into()]);
             self.args.extend(["--report".into(), at("report").into()]);
         }
-        let finished = process::run(Command::new(nowait_bin()).args(&self.args), self.limit);
+        let finished = thread::scope(|scope| {
+            let run = || process::run(Command::new(nowait_bin()).args(&self.args), self.limit);
+            let running = scope.spawn(run);
+            meanwhile();
+            running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
         let reports = fs::read(at("report")).unwrap_or_default();
         let reports = reports
             .split(|byte| *byte == b'\n')

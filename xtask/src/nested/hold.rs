@@ -70,17 +70,22 @@ impl Hold {
         }
     }
 
-    /// Adds QEMU, the libraries it is linked with, and its firmware.
-    pub(crate) fn qemu(&mut self) -> Result<()> {
-        let program = "qemu-system-x86_64";
-        let Some(qemu) = paths::program(program) else {
+    /// Adds a program of the host and the libraries it is linked with: the program on the host.
+    pub(crate) fn program(&mut self, program: &str) -> Result<PathBuf> {
+        let Some(file) = paths::program(program) else {
             bail!("no {program}: run `cargo xtask setup`");
         };
-        // In usr/bin: it looks for its firmware in ../share/qemu.
-        self.add(&qemu, format!("usr/bin/{program}"));
-        for library in libraries(&child::output(Command::new("ldd").arg(&qemu))?) {
+        self.add(&file, format!("usr/bin/{program}"));
+        for library in libraries(&child::output(Command::new("ldd").arg(&file))?) {
             self.add(Path::new(library), library.trim_start_matches('/'));
         }
+        Ok(file)
+    }
+
+    /// Adds QEMU, the libraries it is linked with, and its firmware.
+    pub(crate) fn qemu(&mut self) -> Result<()> {
+        // In usr/bin: it looks for its firmware in ../share/qemu.
+        let qemu = self.program("qemu-system-x86_64")?;
         let directories = child::output(Command::new(&qemu).args(["-L", "help"]))?;
         for name in FIRMWARE {
             let found =

@@ -80,6 +80,10 @@ fn in_nested(
     run.timeout = TIMEOUT;
     run.hold.add(nowait, "bin/nowait");
     run.hold.images(images);
+    // Without it the tests of the nbd store are skipped, and say so.
+    if paths::program("qemu-nbd").is_some() {
+        run.hold.program("qemu-nbd")?;
+    }
     for (number, test) in tests.iter().enumerate() {
         run.hold.add(&test.file, format!("tests/{number}-{}", test.name));
     }
