@@ -40,9 +40,11 @@ fn evicted_pages_leave_memory_and_come_back() {
     let stats = machine.stats();
     assert_eq!((stats.resident_bytes, stats.stored_bytes), (0, 200 * PAGE_BYTES));
     (0..200).for_each(|number| check(&machine, number));
+    // A page's books are done after it is mapped.
+    common::eventually("the last page is counted", || machine.stats().stored_bytes == 0);
     let stats = machine.stats();
     assert_eq!((stats.evicted_pages, stats.fetched_pages), (200, 200));
-    assert_eq!((stats.resident_bytes, stats.stored_bytes), (200 * PAGE_BYTES, 0));
+    assert_eq!(stats.resident_bytes, 200 * PAGE_BYTES);
     assert_eq!(stats.pages_touched, 200, "a page counts once, however often it comes");
 }
 

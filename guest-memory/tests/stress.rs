@@ -99,6 +99,11 @@ fn stress(store: &str, ops: u64) {
         assert!(vcpus.iter().all(Result::is_ok), "a vCPU read what it did not write");
         println!("vCPU operations: {}; VMM operations: {}", VCPUS * ops, vmm.join().unwrap());
     });
+    // A page's books are done after it is mapped.
+    common::eventually("the last pages are counted", || {
+        let stats = machine.stats();
+        stats.resident_bytes + stats.stored_bytes == 4096 * stats.pages_touched
+    });
     let stats = machine.stats();
     println!("{stats:?}");
     assert!(machine.pager.failure().is_none());

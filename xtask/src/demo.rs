@@ -62,8 +62,11 @@ impl Options {
         for (name, values) in [("--cpus", &cpus), ("--apf", &self.apf)] {
             words.extend([name.to_owned(), values.join(",")]);
         }
-        for (name, value) in [("--resident-limit", &self.resident_limit), ("--store", &self.store)]
-        {
+        for (name, value) in [
+            ("--memory", &self.memory),
+            ("--resident-limit", &self.resident_limit),
+            ("--store", &self.store),
+        ] {
             words.extend([name.to_owned(), value.clone()]);
         }
         words.extend(self.stall.iter().cloned());
