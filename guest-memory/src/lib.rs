@@ -21,6 +21,9 @@
 mod address;
 mod checksum;
 mod layout;
+mod loom;
+#[cfg(all(test, loom))]
+mod loom_models;
 mod pager;
 mod pass;
 // The simulator of the benchmark and some tuning is used by tests only.

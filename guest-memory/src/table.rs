@@ -105,7 +105,8 @@ impl PageTable {
         within.prefix(within.iter().take_while(claim).count() as u32)
     }
 
-    fn cell(&self, page: PageIndex) -> &AtomicU64 {
+    /// The cell of a page's word.
+    pub(crate) fn cell(&self, page: PageIndex) -> &AtomicU64 {
         &self.words.cells()[page.0 as usize]
     }
 }

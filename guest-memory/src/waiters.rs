@@ -5,15 +5,16 @@
 //! settles the page clears it and then empties the list. So each waiter is told exactly once, and none
 //! enters after the page was settled.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::address::PageIndex;
-use crate::table::PageTable;
+use crate::loom::{Condvar, Mutex, MutexGuard};
+use crate::table::{WordCell, edge};
 use crate::word::{OnWait, PageWord};
 
 /// Lists, so that threads seldom meet at one lock. A power of two.
-const LISTS: usize = 64;
+const LISTS: usize = if cfg!(loom) { 1 } else { 64 };
 
 /// What became of the page that somebody waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,10 +51,10 @@ impl Waiters {
         Self { lists: (0..LISTS).map(|_| Mutex::default()).collect() }
     }
 
-    /// Adds a waiter if somebody is at work on the page; else nobody would tell it.
-    pub(crate) fn add(&self, table: &PageTable, page: PageIndex, waiter: &Waiter) -> OnWait {
+    /// Adds a waiter if somebody is at work on the page, which has this word; else nobody would tell it.
+    pub(crate) fn add(&self, word: &impl WordCell, page: PageIndex, waiter: &Waiter) -> OnWait {
         let mut list = self.list(page);
-        let verdict = table.edge(page, PageWord::wait);
+        let verdict = edge(word, PageWord::wait);
         if verdict == OnWait::Waits {
             list.push((page, waiter.clone()));
         }
@@ -182,9 +183,10 @@ impl Wake for Sleeper {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::table::PageTable;
     use crate::word::Taken;
 
     #[test]
@@ -193,9 +195,9 @@ mod tests {
         let sleeper = Arc::new(Sleeper::default());
         let waiter = sleeper.begin();
         let page = PageIndex(1);
-        assert_eq!(waiters.add(&table, page, &waiter), OnWait::Settled);
+        assert_eq!(waiters.add(table.cell(page), page, &waiter), OnWait::Settled);
         assert_eq!(table.edge(page, PageWord::claim_zero), Taken::Yes);
-        assert_eq!(waiters.add(&table, page, &waiter), OnWait::Waits);
+        assert_eq!(waiters.add(table.cell(page), page, &waiter), OnWait::Waits);
         assert_eq!(sleeper.wait(Some(Duration::ZERO)), Woken::TimedOut);
         assert!(table.edge(page, PageWord::installed).waiters);
         assert_eq!(waiters.tell(page, PageEnd::Ready), 1);

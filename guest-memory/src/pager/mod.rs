@@ -282,13 +282,14 @@ impl Core {
                 First::Hit => return Fault::Hit,
                 First::Present => return Fault::Present,
                 First::Lost => return Fault::Lost,
-                First::Joined => match self.waiters.add(&self.table, page, waiter) {
+                First::Joined => match self.waiters.add(self.table.cell(page), page, waiter) {
                     OnWait::Waits => return Fault::Waits { expected: self.expected(page) },
                     OnWait::Settled => {}
                 },
                 First::Retry(retry) => {
                     // The page is the retry's: nobody can settle it before it is handed on.
-                    let OnWait::Waits = self.waiters.add(&self.table, page, waiter) else {
+                    let OnWait::Waits = self.waiters.add(self.table.cell(page), page, waiter)
+                    else {
                         unreachable!("the page of a retry has an owner");
                     };
                     let expected = self.expected(page);
