@@ -10,10 +10,10 @@ use crate::accel::{self, Accel, Force};
 use crate::{binaries, child, images, nested, paths, setup};
 
 /// The demo's guest, and how much of it may be in memory: enough for a boot without paging, so that the
-/// idle rows are idle, and not enough for the agent's buffer of 56M. With 24M the guest still fetched what
+/// idle rows are idle, and not enough for the agent's buffer of 60M. With 24M the guest still fetched what
 /// its boot had left to the store in its idle row, whose p50 was 44 ms.
-const MEMORY: &str = "128M";
-const RESIDENT_LIMIT: &str = "32M";
+const MEMORY: &str = "160M";
+const RESIDENT_LIMIT: &str = "40M";
 /// Where the rest goes: what compresses stays in memory, all else into a file that is as slow as a disk.
 const STORE: &str = "lz4=8M+delay=20ms+file=/tmp";
 
@@ -150,7 +150,7 @@ mod tests {
         let words = options.stall("nowait", "/images", Some("out.json")).join(" ");
         assert!(
             words.ends_with(
-                "--cpus 1,4 --apf kernel --memory 128M --resident-limit 32M --store lz4=8M+delay=20ms+file=/tmp \
+                "--cpus 1,4 --apf kernel --memory 160M --resident-limit 40M --store lz4=8M+delay=20ms+file=/tmp \
                  --duration 1s --json out.json"
             ),
             "{words}"

@@ -22,7 +22,7 @@ const SLACK_PAGES: u64 = 64;
 const MEMORY_SHARE: u64 = 4;
 /// The buffer of a run under a resident limit, in percent of the limit. The guest's kernel and the
 /// store's own memory need room, too, so between a third and a half of the buffer fits.
-const LIMIT_PERCENT: u64 = 175;
+const LIMIT_PERCENT: u64 = 150;
 /// Seeds the order in which a run under a limit touches its pages.
 const ACCESS_SEED: u64 = 1;
 /// The largest number of pages that the guest agent takes.
@@ -40,7 +40,7 @@ const TIME_PER_RUN: Duration = Duration::from_secs(15);
 ///
 /// Without --resident-limit the guest asks for its pages to be evicted before each run and touches each
 /// of them once. With it the guest asks for nothing: its threads touch random pages of a buffer that is
-/// 1.75 times the limit, and what does not fit leaves and comes back.
+/// 1.5 times the limit, and what does not fit leaves and comes back.
 #[derive(Args, Clone, Debug)]
 pub struct StallArgs {
     /// Guest kernel (built by `cargo xtask images`, or any that runs the agent)
@@ -256,7 +256,7 @@ pub(super) mod tests {
         let plan = Plan::new(&parse(&["--resident-limit", "24M"]).unwrap()).unwrap();
         assert_eq!(plan.workloads[0].pages, 0);
         for workload in &plan.workloads[1..] {
-            assert_eq!(workload.pages, 42 * 256);
+            assert_eq!(workload.pages, 36 * 256);
             assert!(matches!(workload.pressure, Pressure::Limit { .. }));
         }
         assert_eq!(pages_under_limit(1, 1 << 40), 65_536);
