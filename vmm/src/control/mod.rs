@@ -6,8 +6,8 @@
 //!                                                                   +-- limit --> limits (its thread)
 //! ```
 //!
-//! Nothing on the server's thread waits for the store, a page or a vCPU: it answers while they hang. Another
-//! resident limit looks at every page of RAM, so that has a thread of its own.
+//! Nothing on the server's thread waits for the store, a page or a vCPU: it answers while they hang.
+//! Another resident limit looks at every page of RAM, so that has a thread of its own.
 
 mod families;
 mod house;

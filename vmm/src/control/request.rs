@@ -229,7 +229,10 @@ mod tests {
         }
 
         #[test]
-        fn more_than_the_bounds_is_never_waited_for(line in "[A-Z]{1,20} /[a-z]{0,20} HTTP/1.1\r\n", filler in "[a-zA-Z0-9:\r\n -]{0,64}") {
+        fn more_than_the_bounds_is_never_waited_for(
+            line in "[A-Z]{1,20} /[a-z]{0,20} HTTP/1.1\r\n",
+            filler in "[a-zA-Z0-9:\r\n -]{0,64}",
+        ) {
             let mut bytes = line.into_bytes();
             while bytes.len() <= MAX_HEAD_BYTES + MAX_BODY_BYTES {
                 bytes.extend(filler.as_bytes());

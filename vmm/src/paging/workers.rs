@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_pf::pool::Waited;
 use async_pf::{Class, Key, Lane, Medium, Pool, PoolConfig, PoolStats, Ticket};
 use guest_memory::{Work, WorkClass, Workers};
 use serde::Serialize;
@@ -77,6 +78,11 @@ pub struct WorkerStats {
     pub rejected: [u64; Class::COUNT],
     /// Prefetches that became faults before they began.
     pub promoted: u64,
+    /// How many of these that were done had waited how long for a worker: bucket 0 less than 1 us, bucket
+    /// n less than 2^n us, the last one without end.
+    pub waited: [Waited; Class::COUNT],
+    /// The sums of these waits, in microseconds.
+    pub waited_us: [u64; Class::COUNT],
 }
 
 impl From<PoolStats> for WorkerStats {
@@ -88,6 +94,8 @@ impl From<PoolStats> for WorkerStats {
             done: stats.executed,
             rejected: stats.rejected,
             promoted: stats.promoted,
+            waited: stats.waited,
+            waited_us: stats.waited_us,
         }
     }
 }
