@@ -7,6 +7,7 @@
 mod agent;
 mod bad_input;
 mod boot;
+mod control;
 mod damaged;
 mod doctor;
 mod exits;
@@ -50,6 +51,7 @@ fn main() {
         ("agent", agent::TESTS),
         ("bad_input", bad_input::TESTS),
         ("boot", boot::TESTS),
+        ("control", control::TESTS),
         ("damaged", damaged::TESTS),
         ("doctor", doctor::TESTS),
         ("exits", exits::TESTS),
