@@ -76,11 +76,43 @@ pub(crate) fn update() -> Result<()> {
     result
 }
 
-/// Installs packages; says so first.
-pub(crate) fn install(packages: &[String]) -> Result<()> {
-    let mut command = vec!["apt-get", "-q", "install", "-y", "--no-install-recommends"];
-    command.extend(packages.iter().map(String::as_str));
+/// Installs packages. What apt would have to remove for it may be among `ours`, which are installed
+/// again at the version that fits; anything else is not ours to remove.
+pub(crate) fn install(packages: &[String], ours: &[&str]) -> Result<()> {
+    let words = ["-q", "install", "-y", "--no-install-recommends"];
+    let words = || words.into_iter().chain(packages.iter().map(String::as_str));
+    // A simulation needs no root. One that fails says nothing about removals: the real one tells why.
+    let simulated = Command::new("apt-get")
+        .env("LC_ALL", "C")
+        .arg("-s")
+        .args(words())
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot start apt-get")?;
+    let removed = removals(&String::from_utf8_lossy(&simulated.stdout));
+    let foreign: Vec<&str> =
+        removed.iter().map(String::as_str).filter(|name| !ours.contains(name)).collect();
+    if !foreign.is_empty() {
+        let command: Vec<&str> = ["apt-get"].into_iter().chain(words()).collect();
+        return Err(Exit::error(
+            exit::CANNOT,
+            format!(
+                "apt-get would remove {} for {}: if that is all right, run: {}",
+                foreign.join(" "),
+                packages.join(" "),
+                command.join(" ")
+            ),
+        ));
+    }
+    let command: Vec<&str> = ["apt-get"].into_iter().chain(words()).collect();
     as_root(&command)
+}
+
+/// What an `apt-get -s` would remove.
+fn removals(simulation: &str) -> Vec<String> {
+    let name =
+        |line: &str| line.strip_prefix("Remv ")?.split_whitespace().next().map(str::to_owned);
+    simulation.lines().filter_map(name).collect()
 }
 
 /// Runs a command as root: directly, or through sudo, which may ask for a password.
@@ -149,4 +181,17 @@ pub(crate) fn require_x86_64() -> Result<()> {
         return Ok(());
     }
     Err(Exit::error(exit::CANNOT, format!("nowait needs x86_64, this is {}", env::consts::ARCH)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::removals;
+
+    #[test]
+    fn a_simulation_tells_what_would_go() {
+        let text = "Reading package lists...\nRemv qemu-utils [1:10.0.2+ds-2~bpo12+1]\n\
+            Inst m4 (1.4.19-3 Debian:12/stable [amd64])\nRemv foo [1] [bar:amd64 ]\n";
+        assert_eq!(removals(text), ["qemu-utils", "foo"]);
+        assert!(removals("").is_empty());
+    }
 }

@@ -51,34 +51,45 @@ pub(crate) fn setup() -> Result<()> {
     if distribution().contains("ubuntu") {
         names.push(UBUNTU.package);
     }
-    let missing = apt::missing(&names)?;
-    if missing.is_empty() {
-        return Ok(());
-    }
-    for need in NEEDS.iter().chain([&UBUNTU]) {
-        if missing.iter().any(|name| name == need.package) {
-            progress::line("setup", &format!("missing: {} ({})", need.package, need.why));
+    for _ in 0..ROUNDS {
+        let missing = apt::missing(&names)?;
+        if missing.is_empty() {
+            return Ok(());
         }
-    }
-    for name in &missing {
-        if apt::candidate(name)?.is_none() {
-            apt::update()?;
-            break;
-        }
-    }
-    progress::line("setup", &format!("installing with apt-get: {}", missing.join(" ")));
-    if let Err(error) = apt::install(&missing) {
-        // A package list that is out of date names files that are gone from the mirror.
-        crate::signals::check()?;
-        progress::line("setup", &format!("{error:#}; once more with fresh package lists"));
-        apt::update()?;
-        apt::install(&missing)?;
+        install(&missing, &names)?;
     }
     let still = apt::missing(&names)?;
     if still.is_empty() {
         return Ok(());
     }
     Err(Exit::error(exit::CANNOT, format!("apt-get did not install: {}", still.join(" "))))
+}
+
+/// How often to install what is missing: packages of one source that were installed at another version
+/// go when the first of them comes, and come back the second time.
+const ROUNDS: u32 = 2;
+
+fn install(missing: &[String], names: &[&str]) -> Result<()> {
+    for need in NEEDS.iter().chain([&UBUNTU]) {
+        if missing.iter().any(|name| name == need.package) {
+            progress::line("setup", &format!("missing: {} ({})", need.package, need.why));
+        }
+    }
+    for name in missing {
+        if apt::candidate(name)?.is_none() {
+            apt::update()?;
+            break;
+        }
+    }
+    progress::line("setup", &format!("installing with apt-get: {}", missing.join(" ")));
+    if let Err(error) = apt::install(missing, names) {
+        // A package list that is out of date names files that are gone from the mirror.
+        crate::signals::check()?;
+        progress::line("setup", &format!("{error:#}; once more with fresh package lists"));
+        apt::update()?;
+        apt::install(missing, names)?;
+    }
+    Ok(())
 }
 
 /// No apt: every missing program by name, with its use.
