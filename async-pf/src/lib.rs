@@ -10,11 +10,13 @@
 //! ```
 //!
 //! [`pool`] is the bounded worker pool: the only place where a guest's page may be waited for.
+//! [`protocol`] is what the guest is told meanwhile: KVM's paravirtual async page faults.
 
 #![forbid(unsafe_code)]
 
 mod loom;
 pub mod pool;
+pub mod protocol;
 
 pub use pool::{
     Class, Key, Lane, Medium, Pool, PoolConfig, PoolStats, Promoted, Rejected, Report, Ticket, Why,
