@@ -82,7 +82,7 @@ fn check_paged(end: &End, runs: usize) {
 
 /// Every way of taking faults, with one and with two processors.
 fn with_each_source(store: &str) -> Vec<End> {
-    let guests = [("off", "2"), ("host", "1"), ("kernel", "2")];
+    let guests = [("off", "2"), ("host", "1"), ("kernel", "2"), ("user", "2")];
     let ends = guests.map(|(apf, cpus)| {
         let end = guest(apf, cpus, store).run();
         check_paged(&end, 2);
@@ -120,7 +120,7 @@ fn file() {
 }
 
 fn eighth() {
-    for apf in ["off", "kernel"] {
+    for apf in ["off", "kernel", "user"] {
         let end = Guest::linux()
             .args(["--memory", "64M", "--resident-limit", "8M", "--apf", apf])
             .request(run(Kind::User, Access::Zipf, 600))
@@ -136,7 +136,7 @@ fn damaged_now_and_then() {
 }
 
 fn damaged_for_good() {
-    for apf in ["off", "host", "kernel"] {
+    for apf in ["off", "host", "kernel", "user"] {
         let end = guest(apf, "1", "fail=read:rate=1,kind=corrupt+memory").run();
         end.expect_code(14);
         for word in ["guest frame 0x", "checksum"] {
@@ -209,7 +209,7 @@ fn nbd() {
 }
 
 fn nbd_killed() {
-    for apf in ["off", "kernel"] {
+    for apf in ["off", "kernel", "user"] {
         let mut server = Server::start();
         let guest = Guest::linux()
             .args(MEMORY)

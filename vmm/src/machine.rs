@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use guest_memory::{
-    GuestRam, LayoutError, Pager, PagerConfig, PagerError, RamError, RamLayout, Workers,
+    GuestRam, LayoutError, Pager, PagerConfig, PagerError, RamError, RamLayout, StoreSpec, Workers,
 };
 use kvm_ioctls::VmFd;
 use serde::Serialize;
@@ -29,10 +29,11 @@ use crate::devices::serial::{IrqLine, Uart};
 use crate::devices::{Bus, ports};
 use crate::events::{Events, Input, Signals};
 use crate::exit::{self, ExitReason};
+use crate::kvm::cpuid::Apf;
 use crate::kvm::prefault::Prefault;
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::{self, KvmError, cpuid};
-use crate::paging::{Crew, FaultSource, WorkerStats};
+use crate::paging::{self, AsyncPfStats, Crew, FaultSource, Policy, Threshold, WorkerStats};
 use crate::patience::Lines;
 use crate::size;
 use crate::spec::{ConsoleKind, Spec};
@@ -121,6 +122,8 @@ pub struct Outcome {
     pub fault_source: FaultSource,
     /// What the workers did.
     pub workers: WorkerStats,
+    /// What our async page faults did; `None` if they are not ours.
+    pub async_pf: Option<AsyncPfStats>,
     /// What the pager did.
     pub pager: guest_memory::PagerStats,
     /// Why what the guest wrote to the console is not all on standard output.
@@ -144,8 +147,8 @@ pub const SCHEMA: &str = "nowait.run/1";
 /// A guest that is ready to run.
 pub struct Machine {
     spec: Spec,
-    /// Kept for its file descriptor: the VM lives as long as it.
-    _vm: VmFd,
+    /// The VM lives as long as its file descriptor; interrupts need it.
+    vm: Arc<VmFd>,
     vcpus: Vec<Vcpu>,
     bus: Arc<Bus>,
     console: ConsoleOut,
@@ -169,7 +172,7 @@ impl Machine {
         let vm = kvm::create_vm(&kvm, spec.cpus)?;
         let markers = spec.fault_source == FaultSource::Marker;
         if markers {
-            kvm::prepare_markers(&vm)?;
+            kvm::prepare_markers(&vm, spec.apf)?;
         }
 
         let mut ram = GuestRam::new(&layout)?;
@@ -190,7 +193,8 @@ impl Machine {
         }
         vcpus[0].set_entry(entry)?;
         let cpuid = cpuid::for_vcpu(supported.as_slice(), spec.cpus, spec.cpus + 1, spec.apf);
-        let prefault = Prefault::start(&kvm, &vm, spec.cpus, &cpuid)?;
+        let mappings = markers.then(|| paging::mappings(&ram.slots()));
+        let prefault = Prefault::start(&kvm, &vm, spec.cpus, &cpuid, mappings)?;
         if let Some(ahead) = prefault.as_ref().map(Prefault::ahead) {
             ram.on_mapped(Box::new(move |gpa, bytes| ahead.mapped(gpa, bytes)));
         }
@@ -224,7 +228,7 @@ impl Machine {
             Arc::new(Bus::new(com1.into(), com2.into(), power, Arc::clone(&pager), spec.evict_to));
         Ok(Self {
             spec,
-            _vm: vm,
+            vm: Arc::new(vm),
             vcpus,
             bus,
             console,
@@ -258,12 +262,19 @@ impl Machine {
         let mut events =
             Events::new(input, signals, Arc::clone(&self.bus), self.messages, self.message_event)?;
         let started = Instant::now();
-        let paging = Paging { pager: Arc::clone(&pager), source: spec.fault_source };
+        let policy = match spec.apf {
+            Apf::User => {
+                Some(Policy { vm: self.vm, threshold: threshold(spec.apf_threshold, &spec.store) })
+            }
+            Apf::Off | Apf::Host | Apf::Kernel => None,
+        };
+        let paging = Paging { pager: Arc::clone(&pager), source: spec.fault_source, policy };
         let threads = VcpuThreads::start(self.vcpus, &self.bus, &paging, &exits)?;
         let pauser = threads.pauser(&exits)?;
         let facts =
             Facts { apf: spec.apf, fault_source: spec.fault_source, cpus: spec.cpus, started };
-        let house = House::new(&pager, &self.crew, &pauser, facts);
+        let notifiers = threads.notifiers();
+        let house = House::new(&pager, &self.crew, &pauser, &notifiers, facts);
         let control = control.map(|socket| Control::start(socket, house)).transpose();
         let control = control.map_err(MachineError::host("start the control socket's threads"))?;
         let reason = events.wait(&threads, &pauser, &exits, &pager)?;
@@ -289,6 +300,7 @@ impl Machine {
             },
             other => other,
         };
+        let async_pf = AsyncPfStats::of(&notifiers);
         let code = reason.code();
         Ok(Outcome {
             schema: SCHEMA,
@@ -302,6 +314,7 @@ impl Machine {
             fault_source: spec.fault_source,
             pager: pager_stats,
             workers: worker_stats.into(),
+            async_pf,
             console_failure: self.console.failure().cloned(),
         })
     }
@@ -309,6 +322,13 @@ impl Machine {
 
 /// How long the vCPU threads may take to leave KVM_RUN before the process ends without them.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// From which expected latency on the guest is told of a page.
+fn threshold(asked: Threshold, store: &StoreSpec) -> Duration {
+    // Pages that are kept in memory are always at hand: no page is ever on its way.
+    let never = asked == Threshold::Auto && *store == StoreSpec::default();
+    if never { Duration::ZERO } else { asked.measure() }
+}
 
 fn check_width(layout: &RamLayout, bytes: u64, bits: u32) -> Result<(), MachineError> {
     let fits = bits >= 64 || layout.end_gpa().0 <= 1 << bits;

@@ -11,7 +11,7 @@ use crate::boot::detect::{Kernel, KernelError};
 use crate::boot::layout::CMDLINE_MAX_BYTES;
 use crate::kvm::cpuid::Apf;
 use crate::operand::{self, FileId};
-use crate::paging::FaultSource;
+use crate::paging::{FaultSource, Threshold, host};
 use crate::size;
 
 /// What every kernel command line begins with.
@@ -51,10 +51,14 @@ pub struct RunArgs {
     /// Guest RAM: a size such as 128M or 4G; more than the host has is fine
     #[arg(long, value_name = "SIZE", default_value = "128M")]
     pub memory: String,
-    /// Who handles async page faults
-    #[arg(long, value_enum, default_value_t = Apf::Kernel)]
-    pub apf: Apf,
-    /// How faults come to the pager: "marker" goes with --apf off, "uffd" with the others
+    /// Who handles async page faults [default: user, or kernel where the host cannot do that]
+    #[arg(long, value_enum)]
+    pub apf: Option<Apf>,
+    /// With --apf user, a page that is expected sooner is waited for, without telling the guest: a time
+    /// such as 50us, or "auto" for what telling it costs on this host
+    #[arg(long, value_name = "TIME", default_value = "auto")]
+    pub apf_threshold: Threshold,
+    /// How faults come to the pager: "marker" goes with --apf user and off, "uffd" with the others
     #[arg(long, value_enum, value_name = "SOURCE")]
     pub fault_source: Option<FaultSource>,
     /// How much of guest RAM may be in memory, compressed pages included: a size of at least 4M
@@ -221,6 +225,8 @@ pub struct Spec {
     pub memory_bytes: u64,
     /// Who handles async page faults.
     pub apf: Apf,
+    /// From which expected latency on the guest is told of a page.
+    pub apf_threshold: Threshold,
     /// Where evicted pages go.
     pub store: StoreSpec,
     /// How faults come to the pager.
@@ -266,7 +272,13 @@ impl Spec {
         let kernel = Kernel::open(&args.kernel)?;
         let memory_bytes = memory_bytes(&args.memory)?;
         let fault_around_bytes = fault_around_bytes(&args.fault_around)?;
-        let fault_source = fault_source(args.apf, args.fault_source)?;
+        let apf = match args.apf {
+            Some(apf) => apf,
+            // The one that the source asked for goes with, if one was.
+            None if args.fault_source == Some(FaultSource::Uffd) => Apf::Kernel,
+            None => host::default_apf(),
+        };
+        let fault_source = fault_source(apf, args.fault_source)?;
         let resident_limit_bytes =
             args.resident_limit.as_deref().map(resident_limit_bytes).transpose()?;
         check_stdout(&args)?;
@@ -282,7 +294,8 @@ impl Spec {
             cmdline,
             cpus: args.cpus,
             memory_bytes,
-            apf: args.apf,
+            apf,
+            apf_threshold: args.apf_threshold,
             store: args.store,
             fault_source,
             resident_limit_bytes,
@@ -439,9 +452,12 @@ mod tests {
     #[test]
     fn the_fault_source_goes_with_the_mode() {
         use FaultSource::{Marker, Uffd};
-        for (apf, needed, other) in
-            [(Apf::Off, Marker, Uffd), (Apf::Host, Uffd, Marker), (Apf::Kernel, Uffd, Marker)]
-        {
+        for (apf, needed, other) in [
+            (Apf::Off, Marker, Uffd),
+            (Apf::User, Marker, Uffd),
+            (Apf::Host, Uffd, Marker),
+            (Apf::Kernel, Uffd, Marker),
+        ] {
             assert_eq!(fault_source(apf, None).unwrap(), needed);
             assert_eq!(fault_source(apf, Some(needed)).unwrap(), needed);
             let message = fault_source(apf, Some(other)).unwrap_err().to_string();

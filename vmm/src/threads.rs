@@ -14,7 +14,7 @@ use crate::exit::ExitReason;
 use crate::kvm::kick::{self, Kicker};
 use crate::kvm::vcpu::{Exit, Vcpu};
 use crate::machine::MachineError;
-use crate::paging::{FaultSource, Faults, Resolved};
+use crate::paging::{FaultSource, Faults, Notifier, Policy, Resolved};
 
 /// Between two kicks of a vCPU that has not left yet.
 const KICK_INTERVAL: Duration = Duration::from_millis(2);
@@ -30,6 +30,7 @@ pub(crate) struct VcpuThreads {
 struct Running {
     thread: JoinHandle<()>,
     ear: Ear,
+    notifier: Option<Arc<Notifier>>,
 }
 
 /// The two ways to make a vCPU's thread listen.
@@ -157,9 +158,14 @@ impl VcpuThreads {
         let mut running = Self { threads: Vec::new(), exits, gate: Arc::default() };
         for vcpu in vcpus {
             let (kicker, sleeper) = (Kicker::default(), Arc::<Sleeper>::default());
+            let notifier = paging.policy.as_ref().map(|policy| {
+                let (kicker, sleeper) = (kicker.clone(), Arc::clone(&sleeper));
+                Arc::new(Notifier::new(vcpu.index(), policy, kicker, sleeper))
+            });
             let worker = Worker {
                 paging: paging.clone(),
                 sleeper: Arc::clone(&sleeper),
+                notifier: notifier.clone(),
                 bus: Arc::clone(bus),
                 kicker: kicker.clone(),
                 gate: Arc::clone(&running.gate),
@@ -171,7 +177,7 @@ impl VcpuThreads {
                 .name(name)
                 .spawn(move || worker.run(vcpu))
                 .map_err(MachineError::host("start a vCPU thread"))?;
-            running.threads.push(Running { thread, ear: Ear { kicker, sleeper } });
+            running.threads.push(Running { thread, ear: Ear { kicker, sleeper }, notifier });
         }
         Ok(running)
     }
@@ -185,6 +191,11 @@ impl VcpuThreads {
                 Some(ExitReason::Failure { message: "all vCPU threads have ended".into() })
             }
         }
+    }
+
+    /// The async page fault protocols of the vCPUs; none if they are not ours.
+    pub(crate) fn notifiers(&self) -> Arc<[Arc<Notifier>]> {
+        self.threads.iter().filter_map(|running| running.notifier.clone()).collect()
     }
 
     /// What pauses them; each change writes `wake`.
@@ -225,6 +236,8 @@ impl VcpuThreads {
 pub(crate) struct Paging {
     pub(crate) pager: Arc<Pager>,
     pub(crate) source: FaultSource,
+    /// With `--apf user`.
+    pub(crate) policy: Option<Policy>,
 }
 
 struct Worker {
@@ -232,6 +245,7 @@ struct Worker {
     paging: Paging,
     kicker: Kicker,
     sleeper: Arc<Sleeper>,
+    notifier: Option<Arc<Notifier>>,
     gate: Arc<Gate>,
     exits: SyncSender<ExitReason>,
     wake: EventFd,
@@ -239,32 +253,43 @@ struct Worker {
 
 impl Worker {
     fn run(self, mut vcpu: Vcpu) {
-        let Paging { pager, source } = self.paging.clone();
-        let markers = source == FaultSource::Marker;
-        let faults = Faults::new(pager, Arc::clone(&self.sleeper), vcpu.index(), markers);
+        let Paging { pager, source, .. } = self.paging.clone();
+        let (markers, sleeper) = (source == FaultSource::Marker, Arc::clone(&self.sleeper));
+        let faults = Faults::new(pager, sleeper, vcpu.index(), markers, self.notifier.clone());
         let mut faults = match faults {
             Ok(faults) => faults,
             Err(error) => return self.send(ExitReason::Failure { message: error.to_string() }),
         };
+        if self.notifier.is_some() {
+            vcpu.watch_state();
+        }
         let running = vcpu.attach(&self.kicker);
         while self.gate.pass() {
-            match vcpu.run(&self.bus, &mut faults) {
-                Exit::Resume => {}
-                Exit::Interrupted => match faults.resolve() {
-                    Resolved::NoFault | Resolved::Enter | Resolved::Interrupted => {}
-                    Resolved::Failed(why) => {
-                        let message = format!("vCPU {}: {why}", vcpu.index());
-                        self.send(ExitReason::Failure { message });
-                        break;
-                    }
-                },
-                Exit::Stop(reason) => {
-                    self.send(reason);
-                    break;
-                }
+            let stop = match vcpu.run(&self.bus, &mut faults) {
+                Exit::Resume => None,
+                Exit::Interrupted => self.after_interrupt(&mut vcpu, &mut faults),
+                Exit::Stop(reason) => Some(reason),
+            };
+            if let Some(reason) = stop {
+                self.send(reason);
+                break;
             }
         }
         drop(running);
+    }
+
+    /// A fault, maybe; why the run is over, if it is.
+    fn after_interrupt(&self, vcpu: &mut Vcpu, faults: &mut Faults) -> Option<ExitReason> {
+        let failed = |message: String| ExitReason::Failure { message };
+        match faults.resolve(|| vcpu.guest_state(self.notifier.as_ref())) {
+            Resolved::NoFault | Resolved::Enter | Resolved::Interrupted => None,
+            Resolved::Notify(cr2) => {
+                vcpu.inject_page_fault(cr2);
+                None
+            }
+            Resolved::Halt => vcpu.halt().err().map(|error| failed(error.to_string())),
+            Resolved::Failed(why) => Some(failed(format!("vCPU {}: {why}", vcpu.index()))),
+        }
     }
 
     fn send(&self, reason: ExitReason) {

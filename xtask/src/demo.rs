@@ -30,8 +30,8 @@ pub(crate) struct Options {
         value_parser = clap::value_parser!(u32).range(1..=32))]
     cpus: Vec<u32>,
     /// Async page fault modes to compare
-    #[arg(long, value_name = "APF,…", value_delimiter = ',', default_value = "off,host,kernel",
-        value_parser = ["off", "host", "kernel"])]
+    #[arg(long, value_name = "APF,…", value_delimiter = ',', default_value = "off,host,kernel,user",
+        value_parser = ["off", "host", "kernel", "user"])]
     apf: Vec<String>,
     /// The guest's memory
     #[arg(long, value_name = "SIZE", default_value = MEMORY)]

@@ -53,6 +53,13 @@ struct Entry {
     awaited: bool,
 }
 
+/// How a vCPU sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asleep {
+    Halted,
+    Waiting,
+}
+
 /// A page-ready that was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sent {
@@ -81,8 +88,8 @@ pub struct Machine {
     queue: VecDeque<Token>,
     wake_all: bool,
     sent: Option<Sent>,
-    /// The vCPU was told to halt or to wait, and has not been seen since.
-    asleep: bool,
+    /// What the vCPU was told to do, if it has not been seen since.
+    asleep: Option<Asleep>,
     stats: ProtocolStats,
 }
 
@@ -104,7 +111,7 @@ impl Machine {
             queue: VecDeque::new(),
             wake_all: false,
             sent: None,
-            asleep: false,
+            asleep: None,
             stats: ProtocolStats::default(),
         }
     }
@@ -246,17 +253,18 @@ impl Machine {
     pub fn wait_first(&mut self, token: Token) -> Decision {
         let Some(entry) = self.entries.get_mut(token) else { return Decision::Arrived };
         (entry.state, entry.awaited) = (State::Silent, true);
-        self.asleep = true;
+        self.asleep = Some(Asleep::Waiting);
         Decision::Wait
     }
 
     fn sleep(&mut self, guest: GuestState, refusal: Refusal) -> Decision {
         self.count_refusal(guest, refusal);
-        self.asleep = true;
         if guest.interruptible() {
+            self.asleep = Some(Asleep::Halted);
             self.stats.decided(|stats| &mut stats.halted, guest.mode());
             Decision::Halt
         } else {
+            self.asleep = Some(Asleep::Waiting);
             self.stats.decided(|stats| &mut stats.waited, guest.mode());
             Decision::Wait
         }
@@ -287,13 +295,7 @@ impl Machine {
 
     /// The vCPU left the guest, or its thread's wait: whatever it slept for, it looks again.
     pub fn awake(&mut self) {
-        self.asleep = false;
-    }
-
-    /// Does it halt artificially, or its thread wait?
-    #[must_use]
-    pub fn is_asleep(&self) -> bool {
-        self.asleep
+        self.asleep = None;
     }
 
     /// A page has come, or is lost: whoever waits looks again. No effect when nobody does any more.
@@ -311,10 +313,10 @@ impl Machine {
             }
             State::Ready => return Completed::Nothing,
         }
-        if awaited && std::mem::take(&mut self.asleep) {
-            Completed::WakeVcpu
-        } else {
-            Completed::Nothing
+        match self.asleep.take_if(|_| awaited) {
+            None => Completed::Nothing,
+            Some(Asleep::Halted) => Completed::EndHalt,
+            Some(Asleep::Waiting) => Completed::EndWait,
         }
     }
 

@@ -148,7 +148,8 @@ fn refusals_have_their_reasons() {
         assert_eq!(bed.apf.decide(token, guest), decision, "{guest:?}");
         let stats = bed.apf.stats();
         assert_eq!(stats.refused[guest.mode() as usize][refusal as usize], 1, "{guest:?}");
-        assert_eq!(bed.apf.complete(token), Completed::WakeVcpu);
+        let end = if decision == Decision::Halt { Completed::EndHalt } else { Completed::EndWait };
+        assert_eq!(bed.apf.complete(token), end);
         assert_eq!(bed.take_ready(), None);
     }
 }
@@ -210,7 +211,7 @@ fn a_repeated_fault_asks_nobody_and_is_woken_once() {
         assert_eq!(begun, Begun::Outstanding);
         assert_eq!(bed.apf.decide_again(begun, Page(1), KERNEL), Decision::Halt);
     }
-    assert_eq!(bed.apf.complete(token), Completed::WakeVcpu);
+    assert_eq!(bed.apf.complete(token), Completed::EndHalt);
     assert_eq!(bed.apf.complete(token), Completed::Nothing);
     assert!(matches!(bed.apf.begin(Page(1)), Begun::New(_)));
 }
@@ -222,7 +223,7 @@ fn a_task_that_meets_anothers_page_is_woken_with_it() {
     let begun = bed.apf.begin(Page(1));
     let off = GuestState { interrupts: false, ..USER };
     assert_eq!(bed.apf.decide_again(begun, Page(1), off), Decision::Wait);
-    assert_eq!(bed.apf.complete(token), Completed::WakeVcpu);
+    assert_eq!(bed.apf.complete(token), Completed::EndWait);
     assert_eq!(bed.take_ready(), Some(token.raw()));
     assert_eq!(bed.apf.decide_again(begun, Page(1), off), Decision::Arrived);
 }

@@ -118,8 +118,10 @@ pub enum Begun {
 pub enum Completed {
     /// Nothing, or page-ready is sent.
     Nothing,
-    /// The vCPU halts artificially, or its thread waits, maybe for this page: wake it.
-    WakeVcpu,
+    /// The vCPU halts artificially, maybe for this page: have it leave KVM_RUN.
+    EndHalt,
+    /// The vCPU's thread waits, maybe for this page: wake it.
+    EndWait,
 }
 
 /// A page-ready that is to be sent.

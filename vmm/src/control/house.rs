@@ -10,7 +10,7 @@ use guest_memory::Pager;
 use super::metrics::{self, Facts, Snapshot};
 use super::reply::{Reply, Status};
 use super::request::Command;
-use crate::paging::Crew;
+use crate::paging::{AsyncPfStats, Crew, Notifier};
 use crate::size;
 use crate::threads::{Pauser, Pauses};
 
@@ -25,13 +25,26 @@ pub(crate) struct House {
     pager: Arc<Pager>,
     crew: Arc<Crew>,
     pauser: Pauser,
+    notifiers: Arc<[Arc<Notifier>]>,
     facts: Facts,
 }
 
 impl House {
     /// Of these.
-    pub(crate) fn new(pager: &Arc<Pager>, crew: &Arc<Crew>, pauser: &Pauser, facts: Facts) -> Self {
-        Self { pager: Arc::clone(pager), crew: Arc::clone(crew), pauser: pauser.clone(), facts }
+    pub(crate) fn new(
+        pager: &Arc<Pager>,
+        crew: &Arc<Crew>,
+        pauser: &Pauser,
+        notifiers: &Arc<[Arc<Notifier>]>,
+        facts: Facts,
+    ) -> Self {
+        Self {
+            pager: Arc::clone(pager),
+            crew: Arc::clone(crew),
+            pauser: pauser.clone(),
+            notifiers: Arc::clone(notifiers),
+            facts,
+        }
     }
 
     /// Starts the thread that changes the limit. It ends when the sender is dropped.
@@ -82,6 +95,7 @@ impl House {
             health: self.pager.health(),
             pager: self.pager.stats(),
             pool: self.crew.stats(),
+            async_pf: AsyncPfStats::of(&self.notifiers),
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use async_pf::protocol::{Mode, Refusal};
 use async_pf::{Class, PoolStats};
 use guest_memory::stores::{LatencyReport, TierReport};
 use guest_memory::{Health, LATENCY_BOUNDS_US, PAGE_BYTES, PagerStats};
@@ -11,7 +12,7 @@ use prometheus::TextEncoder;
 
 use super::families::{Distribution, Families};
 use crate::kvm::cpuid::Apf;
-use crate::paging::FaultSource;
+use crate::paging::{AsyncPfStats, FaultSource};
 use crate::threads::Pauses;
 
 /// What does not change during a run.
@@ -39,6 +40,7 @@ pub(super) struct Snapshot {
     pub(super) health: Health,
     pub(super) pager: PagerStats,
     pub(super) pool: PoolStats,
+    pub(super) async_pf: Option<AsyncPfStats>,
 }
 
 /// Shows it.
@@ -48,6 +50,9 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     pager(&mut families, &snapshot.pager);
     tiers(&mut families, &snapshot.pager);
     pool(&mut families, &snapshot.pool);
+    if let Some(stats) = &snapshot.async_pf {
+        async_pf(&mut families, stats);
+    }
     // It refuses only families without name or samples, and there are none.
     TextEncoder::new().encode_to_string(&families.into_vec()).unwrap_or_default()
 }
@@ -149,6 +154,56 @@ fn pager(families: &mut Families, stats: &PagerStats) {
     let fetches = distribution(&LATENCY_BOUNDS_US, &latency.counts, latency.sum_us);
     let help = "How long fetches took, from the worker's start to the bytes.";
     families.histograms("fetch_seconds", help, [(&[][..], fetches)]);
+}
+
+/// Our async page faults.
+fn async_pf(families: &mut Families, stats: &AsyncPfStats) {
+    let AsyncPfStats { threshold_us, outstanding, protocol } = stats;
+    let help = "Pages that are outstanding or whose page-ready is unacknowledged.";
+    families.gauge("async_pf_outstanding", help, *outstanding as f64);
+    let help = "A page that is expected sooner is waited for.";
+    families.gauge("async_pf_threshold_seconds", help, *threshold_us as f64 / 1e6);
+    let by_outcome = [
+        ("avoided", &protocol.avoided),
+        ("notified", &protocol.notified),
+        ("halted", &protocol.halted),
+        ("waited", &protocol.waited),
+    ];
+    let labels: Vec<_> = by_outcome
+        .iter()
+        .flat_map(|(outcome, by_mode)| {
+            let modes = Mode::ALL.iter().zip(by_mode.iter());
+            modes.map(move |((_, mode), count)| ([("outcome", *outcome), ("mode", *mode)], *count))
+        })
+        .collect();
+    families.counters(
+        "async_pf_faults_total",
+        "Faults on pages that were not at hand, by what became of them.",
+        labels.iter().map(|(labels, count)| (&labels[..], *count)),
+    );
+    let labels: Vec<_> = Mode::ALL
+        .iter()
+        .zip(&protocol.refused)
+        .flat_map(|((_, mode), by_reason)| {
+            let reasons = Refusal::ALL.iter().zip(by_reason);
+            reasons.map(move |((_, why), count)| ([("reason", *why), ("mode", *mode)], *count))
+        })
+        .collect();
+    families.counters(
+        "async_pf_refused_total",
+        "Why page-not-present was not sent.",
+        labels.iter().map(|(labels, count)| (&labels[..], *count)),
+    );
+    for (name, help, count) in [
+        ("ready_sent", "page-ready that were sent, wake-alls included.", protocol.ready_sent),
+        ("ready_acknowledged", "page-ready that were acknowledged.", protocol.ready_acknowledged),
+        ("wake_alls", "page-ready that woke every task.", protocol.wake_alls),
+        ("cancelled", "Announced pages whose page-ready is never sent.", protocol.cancelled),
+        ("interrupts_refused", "Interrupts that no APIC took.", protocol.interrupts_refused),
+        ("resets", "INITs that were noticed.", protocol.resets),
+    ] {
+        families.counter(&format!("async_pf_{name}_total"), help, count);
+    }
 }
 
 /// A number of [`TierReport`].

@@ -17,6 +17,8 @@ pub enum Apf {
     Host,
     /// KVM's own paravirtual async page faults.
     Kernel,
+    /// Ours, by the same protocol: only for pages that need I/O.
+    User,
 }
 
 impl std::fmt::Display for Apf {
@@ -25,6 +27,7 @@ impl std::fmt::Display for Apf {
             Self::Off => "off",
             Self::Host => "host",
             Self::Kernel => "kernel",
+            Self::User => "user",
         })
     }
 }
@@ -99,6 +102,9 @@ pub fn for_vcpu(
                 if apf != Apf::Kernel {
                     entry.eax &= !(KVM_ASYNC_PF | KVM_ASYNC_PF_VMEXIT | KVM_ASYNC_PF_INT);
                 }
+                if apf == Apf::User {
+                    entry.eax |= KVM_ASYNC_PF | KVM_ASYNC_PF_INT;
+                }
             }
             // Without the topology extensions AMD kernels count the cores in leaf 0x8000_0008.
             LEAF_EXTENDED_FEATURES => entry.ecx &= !(SVM | TOPOLOGY_EXTENSIONS),
@@ -141,6 +147,10 @@ mod tests {
         kvm_cpuid_entry2 { function, eax: !0, ebx: !0, ecx: !0, edx: !0, ..Default::default() }
     }
 
+    fn entry_without_features() -> kvm_cpuid_entry2 {
+        kvm_cpuid_entry2 { eax: 0, ..entry(LEAF_KVM_FEATURES) }
+    }
+
     fn supported() -> Vec<kvm_cpuid_entry2> {
         let mut leaves: Vec<_> = [
             LEAF_FEATURES,
@@ -169,6 +179,10 @@ mod tests {
         }
         let kernel = for_vcpu(&supported(), 0, 1, Apf::Kernel);
         assert_eq!(leaf(&kernel, LEAF_KVM_FEATURES).eax & apf_bits, apf_bits);
+        // Ours, whatever KVM can do; VMEXIT is a promise to nested guests.
+        let user = for_vcpu(&[entry_without_features()], 0, 1, Apf::User);
+        let ours = leaf(&user, LEAF_KVM_FEATURES).eax & apf_bits;
+        assert_eq!(ours, KVM_ASYNC_PF | KVM_ASYNC_PF_INT);
         for entries in [off, host, kernel] {
             assert_eq!(leaf(&entries, LEAF_KVM_FEATURES).eax & KVM_CLOCKSOURCE_LEGACY, 0);
         }

@@ -1,6 +1,7 @@
 //! KVM: opening it, making a VM out of guest RAM, and its vCPUs.
 
 pub mod cpuid;
+pub(crate) mod inject;
 pub mod kick;
 pub mod prefault;
 pub mod vcpu;
@@ -15,6 +16,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
+use self::cpuid::Apf;
 use crate::boot::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use crate::paging::areas;
 
@@ -40,6 +42,11 @@ pub enum KvmError {
         "this KVM lacks {0}: a newer Linux kernel is needed; `nowait doctor` lists all requirements"
     )]
     MissingCapability(&'static str),
+    /// A capability that only `--apf user` needs is missing.
+    #[error(
+        "this KVM lacks {0}, which --apf user needs: use --apf kernel, or a newer Linux kernel"
+    )]
+    MissingForUser(&'static str),
     /// KVM walks the guest's page tables itself.
     #[error(
         "nested paging is off ({module}.{parameter}={value}): KVM would take pages that are not there for \
@@ -157,19 +164,25 @@ pub fn create_vm(kvm: &Kvm, cpus: u32) -> Result<VmFd, KvmError> {
 ///
 /// # Errors
 /// When KVM is too old for it or refuses.
-pub fn prepare_markers(vm: &VmFd) -> Result<(), KvmError> {
+pub fn prepare_markers(vm: &VmFd, apf: Apf) -> Result<(), KvmError> {
     enable(vm, KVM_CAP_X86_USER_SPACE_MSR, u64::from(KVM_MSR_EXIT_REASON_FILTER))
         .map_err(KvmError::during("KVM_CAP_X86_USER_SPACE_MSR"))?;
     enable(vm, KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1)
         .map_err(KvmError::during("KVM_CAP_EXIT_ON_EMULATION_FAILURE"))?;
-    let range = MsrFilterRange {
-        flags: MsrFilterRangeFlags::WRITE,
+    // With a protocol of our own its MSRs are ours, too, to read as well.
+    let protocol = if apf == Apf::User { areas::PROTOCOL } else { 0 };
+    let range = |flags, bitmap| MsrFilterRange {
+        flags,
         base: areas::MSR_BASE,
         msr_count: areas::MSR_COUNT,
-        bitmap: &[areas::ALLOWED],
+        bitmap,
     };
-    vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[range])
-        .map_err(KvmError::during("KVM_X86_SET_MSR_FILTER"))
+    let (writes, reads) = ([areas::ALLOWED & !protocol], [!protocol]);
+    let ranges =
+        [range(MsrFilterRangeFlags::WRITE, &writes), range(MsrFilterRangeFlags::READ, &reads)];
+    vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &ranges)
+        .map_err(KvmError::during("KVM_X86_SET_MSR_FILTER"))?;
+    if apf == Apf::User { inject::prepare(vm) } else { Ok(()) }
 }
 
 fn enable(vm: &VmFd, cap: u32, argument: u64) -> Result<(), kvm_ioctls::Error> {

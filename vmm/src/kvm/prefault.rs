@@ -22,6 +22,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 
 use super::{KvmError, vcpu};
+use crate::sigbus::{GuestMapping, GuestThread};
 
 /// Runs that wait for the thread.
 const QUEUE: usize = 256;
@@ -60,7 +61,8 @@ impl Ahead {
 
 impl Prefault {
     /// Starts the thread on a vCPU `id` of its own, with the CPUID of the others so that it shares their
-    /// page tables; `None` where KVM cannot do it.
+    /// page tables; `None` where KVM cannot do it. With `markers`, guest RAM as it is mapped for the
+    /// guest, a page that was marked meanwhile comes as SIGBUS, as it does to the guest's own vCPUs.
     ///
     /// # Errors
     /// When the vCPU or the thread cannot be made.
@@ -69,6 +71,7 @@ impl Prefault {
         vm: &VmFd,
         id: u32,
         cpuid: &[kvm_cpuid_entry2],
+        markers: Option<Vec<GuestMapping>>,
     ) -> Result<Option<Self>, KvmError> {
         let room = kvm.get_max_vcpus() > id as usize && kvm.get_max_vcpu_id() > id as usize;
         if !room || vm.check_extension_raw(KVM_CAP_PRE_FAULT_MEMORY.into()) <= 0 {
@@ -82,7 +85,7 @@ impl Prefault {
         let pages = Arc::new(AtomicU64::new(0));
         let thread = thread::Builder::new().name("prefault".into()).spawn({
             let pages = Arc::clone(&pages);
-            move || work(&vcpu, &inbox, &pages)
+            move || work(&vcpu, &inbox, &pages, markers.as_deref())
         });
         let thread = thread.map_err(|error| {
             let source = kvm_ioctls::Error::new(error.raw_os_error().unwrap_or(libc::EAGAIN));
@@ -121,12 +124,17 @@ impl Prefault {
     }
 }
 
-fn work(vcpu: &VcpuFd, inbox: &Receiver<Job>, pages: &AtomicU64) {
-    let mut works = true;
+fn work(vcpu: &VcpuFd, inbox: &Receiver<Job>, pages: &AtomicU64, markers: Option<&[GuestMapping]>) {
+    let thread = markers.map(GuestThread::register).transpose();
+    // Without a handler a marker would end the process.
+    let mut works = thread.is_ok();
+    let thread = thread.ok().flatten();
     for job in inbox {
         match job {
             // After an error (a KVM that says it can and cannot) the guest's own faults do it.
-            Job::Map { gpa, bytes } if works => works = map(vcpu, gpa, bytes, pages).is_ok(),
+            Job::Map { gpa, bytes } if works => {
+                works = map(vcpu, gpa, bytes, pages, thread.as_ref()).is_ok();
+            }
             Job::Map { .. } => {}
             Job::Flush(done) => drop(done.try_send(())),
             Job::Stop => return,
@@ -134,27 +142,48 @@ fn work(vcpu: &VcpuFd, inbox: &Receiver<Job>, pages: &AtomicU64) {
     }
 }
 
-fn map(vcpu: &VcpuFd, gpa: Gpa, bytes: u64, pages: &AtomicU64) -> io::Result<()> {
+fn map(
+    vcpu: &VcpuFd,
+    gpa: Gpa,
+    bytes: u64,
+    pages: &AtomicU64,
+    thread: Option<&GuestThread>,
+) -> io::Result<()> {
+    let ioctl = |range: &mut kvm_pre_fault_memory| {
+        // SAFETY: KVM reads and writes the one struct, which it moves on over what is done; it changes
+        // its own page tables only.
+        let mut call =
+            || unsafe { ioctl_with_mut_ref(vcpu, number::KVM_PRE_FAULT_MEMORY(), range) };
+        let done = match thread {
+            Some(thread) => thread.in_kvm_run(call),
+            None => call(),
+        };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
     let mut range = kvm_pre_fault_memory { gpa: gpa.0, size: bytes, ..Default::default() };
     while range.size > 0 {
         let before = range.size;
-        // SAFETY: KVM reads and writes the one struct, which it moves on over what is done; it changes
-        // its own page tables only.
-        let done = unsafe { ioctl_with_mut_ref(vcpu, number::KVM_PRE_FAULT_MEMORY(), &mut range) };
-        if done < 0 {
-            match io::Error::last_os_error() {
-                error if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => {}
-                // Gone again, or on its way out: the next page may be there.
-                error if matches!(error.raw_os_error(), Some(libc::EFAULT | libc::EHWPOISON)) => {
-                    let step = range.size.min(guest_memory::PAGE_BYTES);
-                    range.gpa += step;
-                    range.size -= step;
-                }
-                error => return Err(error),
+        let done = ioctl(&mut range);
+        // A marker: KVM sends SIGBUS, and the ioctl is interrupted by it.
+        let marked = thread.is_some_and(|thread| thread.take_fault().is_some());
+        match done.map_err(|error| error.raw_os_error()) {
+            // Gone again, or on its way out: the next page may be there.
+            Err(Some(libc::EINTR)) if marked => skip(&mut range),
+            Err(Some(libc::EFAULT | libc::EHWPOISON)) => skip(&mut range),
+            Err(Some(libc::EINTR | libc::EAGAIN)) => {}
+            Err(errno) => return Err(io::Error::from_raw_os_error(errno.unwrap_or(libc::EIO))),
+            Ok(()) => {
+                let done = (before - range.size) / guest_memory::PAGE_BYTES;
+                pages.fetch_add(done, Ordering::Relaxed);
             }
-        } else {
-            pages.fetch_add((before - range.size) / guest_memory::PAGE_BYTES, Ordering::Relaxed);
         }
     }
     Ok(())
+}
+
+/// One page on.
+fn skip(range: &mut kvm_pre_fault_memory) {
+    let step = range.size.min(guest_memory::PAGE_BYTES);
+    range.gpa += step;
+    range.size -= step;
 }

@@ -1,19 +1,22 @@
 //! One vCPU: its state at reset, and KVM_RUN with its exits. Raw `kvm_run` is decoded here only.
 
+use std::sync::Arc;
+
+use async_pf::protocol::{GuestState, Msr};
 use guest_memory::{Gpa, PagerError};
 use kvm_bindings::{
     CpuId, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, Msrs, kvm_cpuid_entry2, kvm_enable_cap, kvm_msr_entry,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
-use super::KvmError;
 use super::kick::{Kicker, Running};
+use super::{KvmError, inject};
 use crate::boot::{Entry, regs};
 use crate::devices::{Bus, PortVerdict};
 use crate::exit::ExitReason;
-use crate::paging::Faults;
 use crate::paging::areas::Areas;
 use crate::paging::walk::Held;
+use crate::paging::{Faults, Notifier};
 
 /// What KVM_RUN came back with, after the devices have answered.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,6 +40,10 @@ pub struct Vcpu {
     held: Held,
     /// The address of the last instruction that KVM could not emulate, and how often in a row.
     stuck: Option<(u64, u32)>,
+    /// It is halted artificially, or was when it was entered last.
+    halted: Option<inject::Halted>,
+    /// INIT is looked for.
+    armed: bool,
 }
 
 /// How often KVM may give up at one instruction before it is the guest's own fault.
@@ -89,7 +96,47 @@ impl Vcpu {
             let refused = kvm_ioctls::Error::new(libc::EINVAL);
             return Err(during("IA32_MTRR_DEF_TYPE")(refused));
         }
-        Ok(Self { fd, index, areas: Areas::default(), held: Held::default(), stuck: None })
+        Ok(Self {
+            fd,
+            index,
+            areas: Areas::default(),
+            held: Held::default(),
+            stuck: None,
+            halted: None,
+            armed: false,
+        })
+    }
+
+    /// From here on an exit leaves what [`Vcpu::guest_state`] and the injection need.
+    pub(crate) fn watch_state(&mut self) {
+        inject::watch(&mut self.fd);
+    }
+
+    /// The guest as the last exit left it, after [`Vcpu::watch_state`]. If it got INIT since, its protocol
+    /// is off.
+    pub(crate) fn guest_state(&mut self, notifier: Option<&Arc<Notifier>>) -> GuestState {
+        if self.armed && matches!(inject::had_init(&self.fd), Ok(true)) {
+            self.armed = false;
+            if let Some(notifier) = notifier {
+                notifier.reset();
+            }
+        }
+        inject::guest_state(&self.fd)
+    }
+
+    /// The next entry is a page fault at this address; [`Vcpu::guest_state`] had no event.
+    pub(crate) fn inject_page_fault(&mut self, cr2: u64) {
+        inject::page_fault(&mut self.fd, cr2);
+    }
+
+    /// The next entry halts the guest until an interrupt; any exit ends it.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub(crate) fn halt(&mut self) -> Result<(), KvmError> {
+        let during = KvmError::during(format!("an artificial halt of vCPU {}", self.index));
+        self.halted = Some(inject::halt(&self.fd).map_err(during)?);
+        Ok(())
     }
 
     /// Sets the registers of the boot processor. The others wait for INIT and SIPI.
@@ -117,6 +164,20 @@ impl Vcpu {
     /// Runs the guest until something needs more than the devices. After [`Exit::Interrupted`],
     /// [`Faults::resolve`] says whether it was a page fault.
     pub(crate) fn run(&mut self, bus: &Bus, faults: &mut Faults) -> Exit {
+        let exit = self.enter(bus, faults);
+        if let Some(notifier) = faults.notifier() {
+            notifier.awake();
+        }
+        // An artificial halt ends with any exit: the guest meets its page again, if that has not come.
+        if let Some(halted) = self.halted.take()
+            && let Err(error) = inject::end_halt(&self.fd, halted)
+        {
+            return self.failure(format!("the end of an artificial halt: {error}"));
+        }
+        exit
+    }
+
+    fn enter(&mut self, bus: &Bus, faults: &mut Faults) -> Exit {
         match faults.in_kvm_run(|| self.fd.run()) {
             Ok(VcpuExit::IoOut(port, data)) => {
                 let data = SmallData::new(data);
@@ -135,6 +196,14 @@ impl Vcpu {
             Ok(VcpuExit::MmioWrite(gpa, data)) => {
                 let written = access::write(faults, Gpa(gpa), data);
                 self.after_operand(written, faults)
+            }
+            Ok(VcpuExit::X86Rdmsr(exit)) => {
+                let value = Msr::of(exit.index).zip(faults.notifier());
+                match value.map(|(msr, notifier)| notifier.read(msr)) {
+                    Some(value) => *exit.data = value,
+                    None => *exit.error = 1,
+                }
+                Exit::Resume
             }
             Ok(VcpuExit::X86Wrmsr(exit)) => {
                 let (msr, value) = (exit.index, exit.data);
@@ -195,6 +264,9 @@ impl Vcpu {
 
     /// The guest names a page to KVM that KVM will write: it stays in memory from here on.
     fn write_msr(&mut self, msr: u32, value: u64, faults: &Faults) -> Exit {
+        if let (Some(ours), Some(notifier)) = (Msr::of(msr), faults.notifier()) {
+            return self.write_protocol(ours, value, notifier, faults);
+        }
         let held = match Areas::hold(faults.pager(), faults.sleeper(), msr, value) {
             Ok(held) => held,
             Err(error) => return self.cannot("bring in a paravirtual area", &error),
@@ -209,6 +281,27 @@ impl Vcpu {
             self.areas.keep(held);
         }
         raw::set_msr_error(&mut self.fd, refused);
+        Exit::Resume
+    }
+
+    /// The guest writes an MSR of async page faults.
+    fn write_protocol(
+        &mut self,
+        msr: Msr,
+        value: u64,
+        notifier: &Notifier,
+        faults: &Faults,
+    ) -> Exit {
+        match notifier.write(msr, value, faults.pager()) {
+            Ok(written) => raw::set_msr_error(&mut self.fd, written.is_err()),
+            Err(error) => return self.cannot("bring in the async page fault area", &error),
+        }
+        if notifier.is_on() && !self.armed {
+            if let Err(error) = inject::arm_sentinel(&self.fd) {
+                return self.failure(format!("KVM_SET_MSRS: {error}"));
+            }
+            self.armed = true;
+        }
         Exit::Resume
     }
 

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use async_pf::protocol::{MSR_ACK, MSR_EN, MSR_INT};
 use guest_memory::{Gpa, Pager, PagerError, Pinned, Sleeper};
 
 /// The first of KVM's MSRs.
@@ -24,6 +25,10 @@ pub(crate) const ALLOWED: u8 = !(1 << (MSR_WALL_CLOCK - MSR_BASE)
     | 1 << (MSR_SYSTEM_TIME - MSR_BASE)
     | 1 << (MSR_STEAL_TIME - MSR_BASE)
     | 1 << (MSR_PV_EOI - MSR_BASE));
+
+/// The MSRs of async page faults, as bits from [`MSR_BASE`] on.
+pub(crate) const PROTOCOL: u8 =
+    1 << (MSR_EN - MSR_BASE) | 1 << (MSR_INT - MSR_BASE) | 1 << (MSR_ACK - MSR_BASE);
 
 /// One kind of area.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use guest_memory::{Fault, Gfn, PageEnd, Pager, Sleeper, Woken};
+use async_pf::protocol::{Begun, GuestState};
+use guest_memory::{Fault, Gfn, GuestSlot, PageEnd, Pager, Sleeper, Woken};
 
+use super::notify::{Next, Notifier};
 use crate::sigbus::{GuestMapping, GuestThread, SigbusError};
 
 /// A vCPU that meets the same page again and again, though it is mapped by all we know: after this many
@@ -20,6 +22,10 @@ pub(crate) enum Resolved {
     NoFault,
     /// Enter the guest again; it gets the page, or faults again.
     Enter,
+    /// Enter it with a page fault at this address: page-not-present.
+    Notify(u64),
+    /// Enter it halted: only an interrupt, or the page, has it go on.
+    Halt,
     /// Somebody wants the vCPU; the page is still on its way.
     Interrupted,
     /// The guest cannot go on.
@@ -31,6 +37,8 @@ pub(crate) struct Faults {
     pager: Arc<Pager>,
     thread: Option<GuestThread>,
     sleeper: Arc<Sleeper>,
+    /// With `--apf user`.
+    notifier: Option<Arc<Notifier>>,
     lane: u16,
     /// The page of the last fault that found it mapped, and how often in a row.
     present: Option<(Gfn, u32)>,
@@ -43,14 +51,13 @@ impl Faults {
         sleeper: Arc<Sleeper>,
         vcpu: u32,
         markers: bool,
+        notifier: Option<Arc<Notifier>>,
     ) -> Result<Self, SigbusError> {
-        let slots = pager.slots();
-        let mappings: Vec<_> =
-            slots.iter().map(|slot| GuestMapping { hva: slot.hva, len: slot.len }).collect();
+        let mappings = mappings(&pager.slots());
         let thread = markers.then(|| GuestThread::register(&mappings)).transpose()?;
         // 0 is the VMM's own lane.
         let lane = u16::try_from(vcpu + 1).unwrap_or(u16::MAX);
-        Ok(Self { pager, thread, sleeper, lane, present: None })
+        Ok(Self { pager, thread, sleeper, notifier, lane, present: None })
     }
 
     /// Calls `run`, which is to do one KVM_RUN.
@@ -76,14 +83,21 @@ impl Faults {
         &self.sleeper
     }
 
-    /// After KVM_RUN was interrupted: brings the page of the fault, if that was it.
-    pub(crate) fn resolve(&mut self) -> Resolved {
+    /// The async page fault protocol, if it is ours.
+    pub(crate) fn notifier(&self) -> Option<&Arc<Notifier>> {
+        self.notifier.as_ref()
+    }
+
+    /// After KVM_RUN was interrupted: brings the page of the fault, if that was it. `guest` is asked for
+    /// only when the page needs time.
+    pub(crate) fn resolve(&mut self, guest: impl FnOnce() -> GuestState) -> Resolved {
         let Some(hva) = self.thread.as_ref().and_then(GuestThread::take_fault) else {
             return Resolved::NoFault;
         };
-        match self.pager.gfn_at(hva) {
-            Some(gfn) => self.bring(gfn),
-            None => Resolved::Failed(format!("a fault at hva {hva:#x}, outside guest RAM")),
+        match (self.pager.gfn_at(hva), self.notifier.clone()) {
+            (Some(gfn), None) => self.bring(gfn),
+            (Some(gfn), Some(notifier)) => self.bring_async(gfn, &notifier, guest),
+            (None, _) => Resolved::Failed(format!("a fault at hva {hva:#x}, outside guest RAM")),
         }
     }
 
@@ -91,12 +105,6 @@ impl Faults {
     pub(crate) fn bring(&mut self, gfn: Gfn) -> Resolved {
         let waiter = self.sleeper.begin();
         match self.pager.fault(gfn, self.lane, &waiter) {
-            Ok(Fault::Hit) => {
-                self.present = None;
-                Resolved::Enter
-            }
-            Ok(Fault::Present) => self.met_again(gfn),
-            Ok(Fault::Lost) => lost(gfn),
             Ok(Fault::Waits { .. }) => match self.sleeper.wait(None) {
                 Woken::Page(PageEnd::Ready) => Resolved::Enter,
                 Woken::Page(PageEnd::Lost) => lost(gfn),
@@ -105,6 +113,50 @@ impl Faults {
                     Resolved::Interrupted
                 }
             },
+            at_once => self.at_once(gfn, at_once),
+        }
+    }
+
+    /// Brings a page in; if it needs time the guest is told, or halted, or waits.
+    fn bring_async(
+        &mut self,
+        gfn: Gfn,
+        notifier: &Arc<Notifier>,
+        guest: impl FnOnce() -> GuestState,
+    ) -> Resolved {
+        let next = match notifier.begin(gfn) {
+            Begun::TooMany => return self.bring(gfn),
+            begun @ Begun::Outstanding => notifier.again(begun, gfn, guest()),
+            Begun::New(token) => match self.pager.fault(gfn, self.lane, &notifier.waiter(token)) {
+                Ok(Fault::Waits { expected }) => notifier.on_its_way(token, expected, guest()),
+                at_once => {
+                    notifier.cancel(token);
+                    return self.at_once(gfn, at_once);
+                }
+            },
+        };
+        match next {
+            Next::Enter => Resolved::Enter,
+            Next::Notify(cr2) => Resolved::Notify(cr2),
+            Next::Halt => Resolved::Halt,
+            Next::Wait => {
+                // Its page, or somebody who wants the vCPU: in both cases the guest meets the page again.
+                let _ = self.sleeper.wait(None);
+                notifier.awake();
+                Resolved::Interrupted
+            }
+        }
+    }
+
+    /// A fault that was answered without waiting.
+    fn at_once(&mut self, gfn: Gfn, fault: Result<Fault, guest_memory::PagerError>) -> Resolved {
+        match fault {
+            Ok(Fault::Hit | Fault::Waits { .. }) => {
+                self.present = None;
+                Resolved::Enter
+            }
+            Ok(Fault::Present) => self.met_again(gfn),
+            Ok(Fault::Lost) => lost(gfn),
             Err(error) => Resolved::Failed(error.to_string()),
         }
     }
@@ -127,6 +179,11 @@ impl Faults {
         }
         Resolved::Enter
     }
+}
+
+/// Guest RAM as it is mapped for the guest.
+pub(crate) fn mappings(slots: &[GuestSlot]) -> Vec<GuestMapping> {
+    slots.iter().map(|slot| GuestMapping { hva: slot.hva, len: slot.len }).collect()
 }
 
 fn lost(gfn: Gfn) -> Resolved {

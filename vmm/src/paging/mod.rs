@@ -3,6 +3,8 @@
 //! ```text
 //!   guest touches a marker -> SIGBUS, KVM_RUN returns EINTR
 //!     -> Faults::resolve (this vCPU's thread) -> Pager::fault: Hit, or wait, interruptibly -> KVM_RUN
+//!                                                           or (--apf user) Notifier:
+//!                                                           a page fault injected, a halt, or a wait
 //! ```
 //!
 //! What markers do to KVM's own accesses to guest memory is answered in [`areas`] (its paravirtual areas)
@@ -10,10 +12,16 @@
 
 pub(crate) mod areas;
 mod faults;
+pub(crate) mod host;
+mod notify;
+mod threshold;
 pub(crate) mod walk;
 mod workers;
 
-pub(crate) use faults::{Faults, Resolved};
+pub(crate) use faults::{Faults, Resolved, mappings};
+pub use notify::AsyncPfStats;
+pub(crate) use notify::{Notifier, Policy};
+pub use threshold::{BadThreshold, Threshold};
 pub(crate) use workers::Crew;
 pub use workers::WorkerStats;
 
@@ -48,7 +56,7 @@ impl FaultSource {
     pub fn of(apf: Apf) -> Self {
         match apf {
             Apf::Host | Apf::Kernel => Self::Uffd,
-            Apf::Off => Self::Marker,
+            Apf::Off | Apf::User => Self::Marker,
         }
     }
 }

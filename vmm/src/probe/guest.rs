@@ -29,6 +29,8 @@ pub(super) const MARKED_BYTE: u8 = 0x5a;
 pub(super) const START: u64 = 0x1000;
 /// Where the step with the marker begins.
 pub(super) const READ_START: u64 = 0x1400;
+/// Where a loop of port writes begins.
+pub(super) const LOOP_START: u64 = 0x1600;
 const HANDLER: u64 = 0x1800;
 const PML4: u64 = 0x2000;
 const PDPT: u64 = 0x3000;
@@ -55,6 +57,13 @@ const READ_PROGRAM: &[u8] = &[
         0x00, 0xf0, 0x00, 0x00,
     0xe6, PORT as u8,               // out 0x80, al
     0xf4,                           // hlt
+];
+
+/// At [`LOOP_START`]: exits, for ever.
+#[rustfmt::skip]
+const LOOP_PROGRAM: &[u8] = &[
+    0xe6, PORT as u8,               // out 0x80, al
+    0xeb, 0xfc,                     // jmp back
 ];
 
 /// What vector 3 does. #BP is a trap: the return address is the instruction behind INT3.
@@ -88,6 +97,7 @@ pub(super) fn image() -> Vec<(usize, Vec<u8>)> {
     vec![
         (START as usize, PROGRAM.to_vec()),
         (READ_START as usize, READ_PROGRAM.to_vec()),
+        (LOOP_START as usize, LOOP_PROGRAM.to_vec()),
         (HANDLER as usize, BREAKPOINT_HANDLER.to_vec()),
         (PML4 as usize, words(&[PDPT | PRESENT_WRITABLE])),
         (PDPT as usize, words(&[PD | PRESENT_WRITABLE])),

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::FromRawFd;
+use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
@@ -130,6 +131,26 @@ fn fault_on_a_marker() -> Result<(), NotPassed> {
     machine.serve(&marker)?;
     machine.expect(&Exit::Out(guest::MARKED_BYTE))?;
     machine.expect(&Exit::Halt)
+}
+
+/// Exits that are timed, and how many before them are not.
+const TIMED_EXITS: usize = 33;
+const WARM_UP_EXITS: usize = 8;
+
+/// What one exit to this process takes, and back: the median of a few. For a KVM that runs guests.
+pub(super) fn exit_cost() -> Option<Duration> {
+    let mut machine = Machine::create(guest::LOOP_START).ok()?;
+    let mut costs = Vec::with_capacity(TIMED_EXITS);
+    for _ in 0..WARM_UP_EXITS + TIMED_EXITS {
+        let began = Instant::now();
+        if !matches!(machine.run(), Exit::Out(_)) {
+            return None;
+        }
+        costs.push(began.elapsed());
+    }
+    let timed = &mut costs[WARM_UP_EXITS..];
+    timed.sort_unstable();
+    Some(timed[TIMED_EXITS / 2])
 }
 
 struct Machine {

@@ -35,6 +35,13 @@ use serde::{Deserialize, Serialize};
 /// machine under load some tenths of a second.
 pub const WATCHDOG: Duration = Duration::from_secs(5);
 
+/// What one exit from a guest to this process takes, and back; `None` where no guest runs. This runs a
+/// guest in this process: for a host that is known to run guests.
+#[must_use]
+pub fn exit_cost() -> Option<Duration> {
+    machine::exit_cost()
+}
+
 /// One thing that a host must be able to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

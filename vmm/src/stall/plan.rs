@@ -59,7 +59,7 @@ pub struct StallArgs {
         value_name = "APF,…",
         value_enum,
         value_delimiter = ',',
-        default_value = "host,kernel"
+        default_value = "off,host,kernel,user"
     )]
     pub apf: Vec<Apf>,
     /// Guest RAM
@@ -210,7 +210,8 @@ pub(super) mod tests {
     fn without_options_it_is_the_table_of_the_readme() {
         let plan = Plan::new(&parse(&[]).unwrap()).unwrap();
         let boots: Vec<_> = plan.boots.iter().map(|boot| (boot.vcpus, boot.apf)).collect();
-        let expected = [(1, Apf::Host), (1, Apf::Kernel), (2, Apf::Host), (2, Apf::Kernel)];
+        let modes = [Apf::Off, Apf::Host, Apf::Kernel, Apf::User];
+        let expected = [1, 2].map(|vcpus| modes.map(|apf| (vcpus, apf))).concat();
         assert_eq!(boots, expected);
         let runs: Vec<_> = plan.workloads.iter().map(|w| (w.kind, w.threads, w.pages)).collect();
         let expected = [

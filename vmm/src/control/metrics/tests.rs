@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use async_pf::protocol::ProtocolStats;
 use prometheus_parse::{Scrape, Value};
 
 use super::*;
@@ -35,7 +36,15 @@ fn snapshot() -> Snapshot {
         health: Health { reads: Some("why".into()), writes: None },
         pager,
         pool,
+        async_pf: Some(async_pf_stats()),
     }
+}
+
+fn async_pf_stats() -> AsyncPfStats {
+    let mut protocol = ProtocolStats { ready_sent: 9, ..ProtocolStats::default() };
+    protocol.notified[Mode::User as usize] = 8;
+    protocol.refused[Mode::Kernel as usize][Refusal::KernelMode as usize] = 2;
+    AsyncPfStats { threshold_us: 50, outstanding: 3, protocol }
 }
 
 fn parse(text: &str) -> Scrape {
@@ -74,6 +83,11 @@ fn values_arrive_with_their_types_and_labels() {
     let ratio = get("nowait_tier_compression_ratio", &[("level", "0")]);
     assert_eq!(ratio, Value::Gauge(4.0));
     assert_eq!(get("nowait_workers", &[]), Value::Gauge(4.0));
+    let labels = [("outcome", "notified"), ("mode", "user")];
+    assert_eq!(get("nowait_async_pf_faults_total", &labels), Value::Counter(8.0));
+    let labels = [("reason", "kernel_mode"), ("mode", "kernel")];
+    assert_eq!(get("nowait_async_pf_refused_total", &labels), Value::Counter(2.0));
+    assert_eq!(get("nowait_async_pf_threshold_seconds", &[]), Value::Gauge(0.000_05));
     assert!(text.contains(r#"tier="odd \"name\"\\""#), "{text}");
     assert!(!text.contains("nowait_resident_limit_bytes"), "there is none");
 }

@@ -1,0 +1,274 @@
+//! The async page fault protocol of one vCPU, joined to its guest's memory, KVM and the pager.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_pf::protocol::{
+    AREA_BYTES, Area, AsyncPf, Begun, Completed, Decision, En, GeneralProtection, GuestState,
+    Interrupt, MAX_VCPU, Machine, Msr, Page, ProtocolStats, Taken, Token,
+};
+use guest_memory::{Gpa, PageEnd, Pager, PagerError, Pinned, Sleeper, Waiter, Wake};
+use kvm_bindings::kvm_msi;
+use kvm_ioctls::VmFd;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::kvm::kick::Kicker;
+
+// A vCPU's number fits a token.
+const _: () = assert!(crate::spec::MAX_CPUS <= MAX_VCPU as i64);
+
+/// The guest's area, pinned.
+struct PinnedArea {
+    pinned: Pinned,
+    base: GuestAddress,
+}
+
+const FLAGS: u64 = 0;
+const TOKEN: u64 = 4;
+
+impl PinnedArea {
+    fn load(&self, at: u64) -> u32 {
+        // The area lies in the pinned page: it is aligned to its size.
+        self.pinned.load(GuestAddress(self.base.0 + at), Ordering::Acquire).unwrap_or(u32::MAX)
+    }
+
+    fn store(&self, at: u64, value: u32) {
+        let _ = self.pinned.store(value, GuestAddress(self.base.0 + at), Ordering::Release);
+    }
+}
+
+impl Area for PinnedArea {
+    fn flags(&self) -> u32 {
+        self.load(FLAGS)
+    }
+
+    fn set_flags(&mut self, flags: u32) {
+        self.store(FLAGS, flags);
+    }
+
+    fn token(&self) -> u32 {
+        self.load(TOKEN)
+    }
+
+    fn set_token(&mut self, token: u32) {
+        self.store(TOKEN, token);
+    }
+}
+
+/// Interrupts for one local APIC.
+struct Msi {
+    vm: Arc<VmFd>,
+    apic: u32,
+}
+
+/// Where MSIs go (SDM 3A, 11.11.1): fixed delivery, physical destination.
+const MSI_BASE: u32 = 0xfee0_0000;
+const MSI_DESTINATION_SHIFT: u32 = 12;
+
+impl Interrupt for Msi {
+    fn raise(&mut self, vector: u8) -> Taken {
+        let msi = kvm_msi {
+            address_lo: MSI_BASE | self.apic << MSI_DESTINATION_SHIFT,
+            data: vector.into(),
+            ..Default::default()
+        };
+        // 0: no APIC that is enabled. An error leaves page-ready due, and is tried again likewise.
+        match self.vm.signal_msi(msi) {
+            Ok(taken) if taken > 0 => Taken::Yes,
+            Ok(_) | Err(_) => Taken::No,
+        }
+    }
+}
+
+/// When to tell the guest of a page that is on its way.
+#[derive(Clone)]
+pub(crate) struct Policy {
+    /// For the interrupts.
+    pub(crate) vm: Arc<VmFd>,
+    /// A page that is expected sooner is waited for.
+    pub(crate) threshold: Duration,
+}
+
+/// The protocol of one vCPU. Completions come by [`Wake`].
+pub(crate) struct Notifier {
+    protocol: AsyncPf<PinnedArea, Msi>,
+    threshold: Duration,
+    kicker: Kicker,
+    sleeper: Arc<Sleeper>,
+}
+
+/// How a fault on a page that is not at hand goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Next {
+    /// Enter the guest.
+    Enter,
+    /// Inject a page fault with this address.
+    Notify(u64),
+    /// Halt the vCPU artificially.
+    Halt,
+    /// Wait on the sleeper, then enter.
+    Wait,
+}
+
+impl Notifier {
+    /// Of a vCPU after reset.
+    pub(crate) fn new(vcpu: u32, policy: &Policy, kicker: Kicker, sleeper: Arc<Sleeper>) -> Self {
+        // Checked above.
+        let machine = Machine::new(u8::try_from(vcpu).unwrap_or(MAX_VCPU));
+        let msi = Msi { vm: Arc::clone(&policy.vm), apic: vcpu };
+        let protocol = AsyncPf::new(machine, None, msi);
+        Self { protocol, threshold: policy.threshold, kicker, sleeper }
+    }
+
+    /// The vCPU meets a page: is it outstanding already?
+    pub(crate) fn begin(&self, gfn: guest_memory::Gfn) -> Begun {
+        self.protocol.begin(Page(gfn.0))
+    }
+
+    /// Who is told when the page comes that has this token.
+    pub(crate) fn waiter(self: &Arc<Self>, token: Token) -> Waiter {
+        Waiter { wake: Arc::<Self>::clone(self), token: token.raw().into() }
+    }
+
+    /// The page was at hand.
+    pub(crate) fn cancel(&self, token: Token) {
+        self.protocol.cancel(token);
+    }
+
+    /// The page is on its way, expected in so long.
+    pub(crate) fn on_its_way(&self, token: Token, expected: Duration, guest: GuestState) -> Next {
+        if expected < self.threshold {
+            // It costs less than to tell the guest; and if it takes longer, no more than twice as much.
+            if self.protocol.wait_first(token) == Decision::Wait {
+                let _ = self.sleeper.wait(Some(self.threshold));
+            }
+            self.protocol.awake();
+        }
+        next(self.protocol.decide(token, guest))
+    }
+
+    /// The page has no new token, see [`Begun`].
+    pub(crate) fn again(&self, begun: Begun, gfn: guest_memory::Gfn, guest: GuestState) -> Next {
+        next(self.protocol.decide_again(begun, Page(gfn.0), guest))
+    }
+
+    /// The vCPU's thread is back from the guest, or from its sleep.
+    pub(crate) fn awake(&self) {
+        self.protocol.awake();
+    }
+
+    /// Is the protocol on?
+    pub(crate) fn is_on(&self) -> bool {
+        En::new(self.protocol.registers().0).is_ok_and(|en| en.area().is_some())
+    }
+
+    /// The vCPU got INIT.
+    pub(crate) fn reset(&self) {
+        self.protocol.reset();
+    }
+
+    /// The guest writes one of the protocol's MSRs.
+    ///
+    /// # Errors
+    /// The outer one when the area's page does not come; the inner one for the guest.
+    pub(crate) fn write(
+        &self,
+        msr: Msr,
+        value: u64,
+        pager: &Pager,
+    ) -> Result<Result<(), GeneralProtection>, PagerError> {
+        let en = match msr {
+            Msr::Int => return Ok(self.protocol.set_int(value)),
+            Msr::Ack => {
+                self.protocol.write_ack(value);
+                return Ok(Ok(()));
+            }
+            Msr::En => match En::new(value) {
+                Ok(en) => en,
+                Err(refused) => return Ok(Err(refused)),
+            },
+        };
+        let area = match en.area() {
+            None => None,
+            Some(gpa) => match pager.pin(&[(Gpa(gpa), AREA_BYTES)], &self.sleeper) {
+                Ok(pinned) => Some(PinnedArea { pinned, base: GuestAddress(gpa) }),
+                Err(PagerError::OutOfRange(_)) => return Ok(Err(GeneralProtection)),
+                Err(error) => return Err(error),
+            },
+        };
+        self.protocol.set_en(en, area);
+        Ok(Ok(()))
+    }
+
+    /// What the guest reads from one of them.
+    pub(crate) fn read(&self, msr: Msr) -> u64 {
+        let (en, int) = self.protocol.registers();
+        match msr {
+            Msr::En => en,
+            Msr::Int => int,
+            Msr::Ack => 0,
+        }
+    }
+
+    /// What it did.
+    pub(crate) fn stats(&self) -> ProtocolStats {
+        self.protocol.stats()
+    }
+
+    /// How many pages are outstanding or unacknowledged.
+    pub(crate) fn outstanding(&self) -> usize {
+        self.protocol.outstanding()
+    }
+}
+
+impl Wake for Notifier {
+    fn wake(&self, token: u64, _end: PageEnd) {
+        // Tokens have 32 bits; one that is lost is met again, and ends the run.
+        let Ok(token) = u32::try_from(token) else { return };
+        match self.protocol.complete(Token::from_raw(token)) {
+            Completed::Nothing => {}
+            Completed::EndHalt => self.kicker.kick(),
+            Completed::EndWait => self.sleeper.interrupt(),
+        }
+    }
+}
+
+/// What all vCPUs' protocols did.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct AsyncPfStats {
+    /// A page that is expected sooner than this is waited for, in microseconds.
+    pub threshold_us: u64,
+    /// Pages that are outstanding or unacknowledged.
+    pub outstanding: usize,
+    /// Added up.
+    #[serde(flatten)]
+    pub protocol: ProtocolStats,
+}
+
+impl AsyncPfStats {
+    /// Of a guest's vCPUs; `None` when it has no protocol of ours.
+    pub(crate) fn of(notifiers: &[Arc<Notifier>]) -> Option<Self> {
+        let threshold = notifiers.first()?.threshold;
+        let mut sum = Self {
+            threshold_us: u64::try_from(threshold.as_micros()).unwrap_or(u64::MAX),
+            outstanding: 0,
+            protocol: ProtocolStats::default(),
+        };
+        for notifier in notifiers {
+            sum.outstanding += notifier.outstanding();
+            sum.protocol.add(&notifier.stats());
+        }
+        Some(sum)
+    }
+}
+
+fn next(decision: Decision) -> Next {
+    match decision {
+        Decision::Arrived => Next::Enter,
+        Decision::Notify { cr2 } => Next::Notify(cr2),
+        Decision::Halt => Next::Halt,
+        Decision::Wait => Next::Wait,
+    }
+}
