@@ -1,7 +1,7 @@
 //! What the guest agent cannot do comes back as a report, and it goes on.
 
 use nowait_tests::guest::{End, Guest};
-use nowait_wire::agent::{Kind, Pressure, Report, Request, Workload};
+use nowait_wire::agent::{Kind, Report, Request, Workload};
 
 use crate::Test;
 
@@ -13,14 +13,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_guest_that_leaves_before_its_answer_is_a_failure", leaves_early),
 ];
 
-const GOOD: Workload = Workload {
-    kind: Kind::User,
-    threads: 1,
-    duration_ms: 100,
-    pages: 16,
-    heartbeat_us: 1000,
-    pressure: Pressure::Evict,
-};
+const GOOD: Workload =
+    Workload { kind: Kind::User, threads: 1, duration_ms: 100, pages: 16, ..Workload::IDLE };
 
 fn errors(end: &End) -> Vec<&str> {
     end.reports

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nowait_tests::{initramfs, nowait_bin, process, vmlinux};
-use nowait_wire::agent::{Kind, Pressure, Request, Workload, encode_line};
+use nowait_wire::agent::{Kind, Request, Workload, encode_line};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -45,8 +45,7 @@ impl Run {
             threads: 4,
             duration_ms: 60_000,
             pages: 512,
-            heartbeat_us: 1000,
-            pressure: Pressure::Evict,
+            ..Workload::IDLE
         };
         let line = encode_line(&Request::Run(workload)).expect("a short request");
         fs::write(&requests, line).expect("the request can be written");

@@ -48,6 +48,7 @@ fn run(kind: Kind, access: Access, duration_ms: u32) -> Request {
         pages: PAGES,
         heartbeat_us: 10_000,
         pressure,
+        ..Workload::IDLE
     })
 }
 

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nowait_tests::{initramfs, nowait_bin, process, vmlinux};
-use nowait_wire::agent::{Kind, Pressure, Request, Workload, encode_line};
+use nowait_wire::agent::{Kind, Request, Workload, encode_line};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -82,14 +82,8 @@ fn state(child: &Child) -> char {
 fn outstanding(signal: Signal) {
     let files = TempDir::new().expect("a temporary directory");
     let requests = files.path().join("requests");
-    let workload = Workload {
-        kind: Kind::User,
-        threads: 8,
-        duration_ms: 60_000,
-        pages: 64,
-        heartbeat_us: 1000,
-        pressure: Pressure::Evict,
-    };
+    let workload =
+        Workload { kind: Kind::User, threads: 8, duration_ms: 60_000, pages: 64, ..Workload::IDLE };
     let line = encode_line(&Request::Run(workload)).expect("a short request");
     std::fs::write(&requests, line).expect("the request can be written");
     let child = run()

@@ -8,9 +8,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use nowait_wire::agent::{
-    Kind, Pressure, Report, Request, RunResult, Workload, decode_line, encode_line,
-};
+use nowait_wire::agent::{Kind, Report, Request, RunResult, Workload, decode_line, encode_line};
 use tempfile::TempDir;
 
 use crate::process::{self, Finished};
@@ -64,8 +62,7 @@ impl Guest {
     /// Have the agent run a workload of this kind.
     #[must_use]
     pub fn workload(self, kind: Kind, threads: u32, pages: u32) -> Self {
-        let (duration_ms, pressure) = (60_000, Pressure::Evict);
-        let workload = Workload { kind, threads, duration_ms, pages, heartbeat_us: 1000, pressure };
+        let workload = Workload { kind, threads, duration_ms: 60_000, pages, ..Workload::IDLE };
         self.request(Request::Run(workload))
     }
 

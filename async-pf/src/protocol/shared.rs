@@ -48,7 +48,13 @@ struct State<A, I> {
     machine: Machine,
     area: Option<A>,
     interrupt: I,
+    /// Exits until a refused interrupt is tried again, and how many there were before the last try.
+    patience: (u32, u32),
 }
+
+/// The most exits between two tries of an interrupt that no APIC takes: a guest may turn the protocol on
+/// long before its APIC (Linux does: 10,000 exits of its boot).
+const MAX_PATIENCE: u32 = 63;
 
 /// The protocol of one vCPU, shared.
 #[derive(Debug)]
@@ -62,7 +68,7 @@ pub struct AsyncPf<A, I> {
 impl<A: Area, I: Interrupt> AsyncPf<A, I> {
     /// Of a vCPU after reset, or of one that goes on.
     pub fn new(machine: Machine, area: Option<A>, interrupt: I) -> Self {
-        let state = Mutex::new(State { machine, area, interrupt });
+        let state = Mutex::new(State { machine, area, interrupt, patience: (0, 0) });
         let this = Self { state, due: AtomicBool::new(false) };
         this.send_ready(&mut lock(&this.state));
         this
@@ -104,7 +110,10 @@ impl<A: Area, I: Interrupt> AsyncPf<A, I> {
         let mut state = lock(&self.state);
         state.machine.awake();
         if self.due.load(Ordering::Relaxed) {
-            self.send_ready(&mut state);
+            match state.patience.0.checked_sub(1) {
+                Some(left) => state.patience.0 = left,
+                None => self.send_ready(&mut state),
+            }
         }
     }
 
@@ -180,7 +189,7 @@ impl<A: Area, I: Interrupt> AsyncPf<A, I> {
     }
 
     fn send_ready(&self, state: &mut MutexGuard<'_, State<A, I>>) {
-        let State { machine, area, interrupt } = &mut **state;
+        let State { machine, area, interrupt, patience } = &mut **state;
         let (Some(ready), Some(area)) = (machine.next_ready(), area) else {
             return self.due.store(false, Ordering::Relaxed);
         };
@@ -190,11 +199,13 @@ impl<A: Area, I: Interrupt> AsyncPf<A, I> {
             match interrupt.raise(ready.vector) {
                 Taken::Yes => {
                     machine.ready_sent();
+                    *patience = (0, 0);
                     due = false;
                 }
                 Taken::No => {
                     area.set_token(0);
                     machine.ready_refused();
+                    *patience = (patience.1, MAX_PATIENCE.min(2 * patience.1 + 1));
                 }
             }
         }

@@ -101,6 +101,33 @@ pub struct Workload {
     /// What takes pages of the buffer out of memory.
     #[serde(default)]
     pub pressure: Pressure,
+    /// Threads that compute beside the faulting ones and touch no page of the buffer.
+    #[serde(default)]
+    pub compute: u32,
+    /// How many of 100 pages of the buffer compress well; the others do not compress.
+    #[serde(default = "half")]
+    pub compressible_percent: u8,
+}
+
+impl Workload {
+    /// A second of nothing but the heartbeat.
+    pub const IDLE: Self = Self {
+        kind: Kind::Idle,
+        threads: 0,
+        duration_ms: 1000,
+        pages: 0,
+        heartbeat_us: 1000,
+        pressure: Pressure::Evict,
+        compute: 0,
+        compressible_percent: HALF_PERCENT,
+    };
+}
+
+/// What [`Workload::compressible_percent`] is by default: a store has something for each of its tiers.
+pub const HALF_PERCENT: u8 = 50;
+
+fn half() -> u8 {
+    HALF_PERCENT
 }
 
 /// What takes the pages of a workload out of memory, and with it how they are touched.
@@ -185,6 +212,9 @@ pub struct RunResult {
     pub pages_touched: u64,
     /// Of these, touches that found other bytes than had to be there.
     pub data_errors: u64,
+    /// Units of work that the computing threads did; they mean something only in comparison.
+    #[serde(default)]
+    pub compute_units: u64,
     /// One for each guest CPU: the wake-up overrun.
     pub heartbeats: Vec<Heartbeat>,
 }
@@ -256,6 +286,8 @@ mod tests {
             pages: 512,
             heartbeat_us: 1000,
             pressure: Pressure::Limit { access: Access::Zipf, seed: u64::MAX },
+            compute: 2,
+            compressible_percent: 70,
         };
         let request = Request::Run(workload.clone());
         let line = encode_line(&request).unwrap();
@@ -265,6 +297,7 @@ mod tests {
             elapsed_us: 5,
             pages_touched: 6,
             data_errors: 0,
+            compute_units: 7,
             heartbeats: vec![Heartbeat { cpu: 0, deadlines: 2, overrun_us_hdr: "AA==".into() }],
         });
         let line = encode_line(&report).unwrap();

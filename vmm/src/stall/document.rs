@@ -239,6 +239,7 @@ pub(super) mod tests {
             elapsed_us: 10_500,
             pages_touched: if workload.kind == Kind::Idle { 0 } else { 21 },
             data_errors: 0,
+            compute_units: 0,
             heartbeats: heartbeats.collect(),
         }
     }
@@ -246,7 +247,7 @@ pub(super) mod tests {
     pub(in crate::stall) fn workload(kind: Kind) -> Workload {
         let threads = u32::from(kind != Kind::Idle);
         let (pages, pressure) = (100 * threads, Pressure::Evict);
-        Workload { kind, threads, duration_ms: 10, pages, heartbeat_us: 1000, pressure }
+        Workload { kind, threads, duration_ms: 10, pages, pressure, ..Workload::IDLE }
     }
 
     #[test]

@@ -142,6 +142,7 @@ impl Plan {
                 None => Pressure::Evict,
                 Some(_) => Pressure::Limit { access: Access::Random, seed: ACCESS_SEED },
             },
+            ..Workload::IDLE
         };
         let workloads: Vec<Workload> = std::iter::once(workload(Kind::Idle, 0))
             .chain(args.threads.iter().map(|&threads| workload(Kind::User, threads)))

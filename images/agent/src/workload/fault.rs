@@ -8,7 +8,7 @@ use nowait_wire::agent::{Kind, Pressure, Workload};
 
 use super::course::Course;
 use super::gate::Gate;
-use super::pattern::{self, COPY_BYTES, Copied};
+use super::pattern::{self, COPY_BYTES, Compressible, Copied};
 use super::{WorkloadError, evict};
 use crate::sys::{self, Pages};
 
@@ -42,7 +42,10 @@ impl Faulting {
     /// The same without the eviction.
     pub(super) fn new(workload: &Workload, kept: Option<Buffer>) -> Result<Self, WorkloadError> {
         Ok(Self {
-            buffer: kept.map_or_else(|| Buffer::new(workload.pages), Ok)?,
+            buffer: match kept {
+                Some(kept) => kept,
+                None => Buffer::new(workload.pages, Compressible(workload.compressible_percent))?,
+            },
             course: Course::new(workload.pages, workload.pressure),
             kind: workload.kind,
             touched: AtomicU64::new(0),
@@ -109,6 +112,7 @@ const BUSY: u32 = 1 << 31;
 /// The pages that threads touch, and the file from which `read(2)` copies to them.
 pub(crate) struct Buffer {
     pages: Pages,
+    share: Compressible,
     file: File,
     content: Vec<u8>,
     /// The version of the bytes that were last copied to each page, and [`BUSY`]; 0: none.
@@ -117,21 +121,22 @@ pub(crate) struct Buffer {
 
 impl Buffer {
     /// Makes the pages and fills them.
-    fn new(pages: u32) -> Result<Self, WorkloadError> {
+    fn new(pages: u32, share: Compressible) -> Result<Self, WorkloadError> {
         let pages = Pages::new(pages as usize).map_err(WorkloadError::Memory)?;
-        pattern::fill(&pages);
+        pattern::fill(&pages, share);
         let content = pattern::file_content();
         let file = sys::memory_file("nowait-copy").and_then(|mut file| {
             file.write_all(&content)?;
             Ok(file)
         });
         let versions = std::iter::repeat_with(|| AtomicU32::new(0)).take(pages.len()).collect();
-        Ok(Self { pages, file: file.map_err(WorkloadError::File)?, content, versions })
+        Ok(Self { pages, share, file: file.map_err(WorkloadError::File)?, content, versions })
     }
 
-    /// How many pages there are.
-    pub(super) fn pages(&self) -> usize {
-        self.pages.len()
+    /// Can this workload go on with it?
+    pub(super) fn fits(&self, workload: &Workload) -> bool {
+        let share = Compressible(workload.compressible_percent);
+        self.pages.len() == workload.pages as usize && self.share == share
     }
 
     fn copied(&self, index: usize, version: u32) -> Copied<'_> {
@@ -167,7 +172,7 @@ impl Buffer {
     fn holds(&self, index: usize, last: u32) -> bool {
         let copied = [last, last.saturating_sub(1)].map(|version| self.copied(index, version));
         let known = last.min(2) as usize;
-        pattern::verify(&self.pages, index, &copied[..known])
+        pattern::verify(&self.pages, self.share, index, &copied[..known])
     }
 }
 #[cfg(test)]
@@ -176,7 +181,7 @@ mod tests {
 
     #[test]
     fn each_copy_is_expected_beside_the_one_before() {
-        let buffer = Buffer::new(2).unwrap();
+        let buffer = Buffer::new(2, Compressible(50)).unwrap();
         for copies in 0..300 {
             assert!(buffer.check(1), "after {copies} copies");
             assert_eq!(buffer.copy(1), Some(true), "copy {copies}");
@@ -193,9 +198,9 @@ mod tests {
 
     #[test]
     fn a_page_at_which_a_thread_is_is_left_alone() {
-        let buffer = Buffer::new(1).unwrap();
+        let buffer = Buffer::new(1, Compressible(50)).unwrap();
         buffer.versions[0].fetch_or(BUSY, Ordering::Relaxed);
         assert_eq!(buffer.copy(0), None);
-        assert!(pattern::verify(&buffer.pages, 0, &[]));
+        assert!(pattern::verify(&buffer.pages, buffer.share, 0, &[]));
     }
 }

@@ -6,6 +6,7 @@
 //!                     a limit does) faulting  (SCHED_OTHER, not pinned)  | the same span of time
 //! ```
 
+mod compute;
 mod course;
 mod evict;
 mod fault;
@@ -109,7 +110,7 @@ impl Runner {
             return measure(workload, &cpus, None);
         }
         let limited = workload.pressure != Pressure::Evict;
-        let fits = |buffer: &Buffer| limited && buffer.pages() == workload.pages as usize;
+        let fits = |buffer: &Buffer| limited && buffer.fits(workload);
         let kept = self.kept.take().filter(fits);
         if kept.is_none() {
             check_memory(workload.pages)?;
@@ -134,6 +135,8 @@ fn validate(workload: &Workload) -> Result<(), WorkloadError> {
     };
     check("duration_ms", workload.duration_ms, 1..=MAX_DURATION_MS)?;
     check("heartbeat_us", workload.heartbeat_us, HEARTBEAT_US)?;
+    check("compute", workload.compute, 0..=MAX_THREADS)?;
+    check("compressible_percent", workload.compressible_percent.into(), 0..=100)?;
     match workload.kind {
         Kind::Idle => check("threads of an idle run", workload.threads, 0..=0),
         Kind::User | Kind::Copy => {
@@ -187,16 +190,20 @@ fn measure(
                     start(scope, move || heartbeat::run(cpu, workload.heartbeat_us, gate, end_ns))
                 })
                 .collect::<Result<Vec<_>, _>>()?;
+            let computing = (0..workload.compute)
+                .map(|thread| start(scope, move || compute::run(thread, duration_ns, gate, end_ns)))
+                .collect::<Result<Vec<_>, _>>()?;
             let threads = (0..workload.threads)
                 .filter_map(|thread| Some((thread, faulting?)))
                 .map(|(thread, faulting)| {
                     start(scope, move || faulting.run(thread, duration_ns, gate, end_ns))
                 })
                 .collect::<Result<Vec<_>, _>>()?;
-            gate.wait_for(heartbeats.len() + threads.len()).map_err(WorkloadError::Thread)?;
-            Ok((heartbeats, threads))
+            let all = heartbeats.len() + computing.len() + threads.len();
+            gate.wait_for(all).map_err(WorkloadError::Thread)?;
+            Ok((heartbeats, computing, threads))
         };
-        let (heartbeats, threads) = started().inspect_err(|_| gate.open(None))?;
+        let (heartbeats, computing, threads) = started().inspect_err(|_| gate.open(None))?;
         let start_ns = sys::now_ns() + LEAD_NS;
         if faulting.is_none() {
             end_ns.store(start_ns + duration_ns, std::sync::atomic::Ordering::Release);
@@ -204,6 +211,10 @@ fn measure(
         gate.open(Some(start_ns));
         for thread in threads {
             join(thread)?;
+        }
+        let mut compute_units = 0;
+        for thread in computing {
+            compute_units += join(thread)?;
         }
         let mut results = Vec::new();
         for (thread, &cpu) in heartbeats.into_iter().zip(cpus) {
@@ -215,6 +226,7 @@ fn measure(
             elapsed_us: end_ns.saturating_sub(start_ns) / 1000,
             pages_touched: faulting.map_or(0, Faulting::pages_touched),
             data_errors: faulting.map_or(0, Faulting::data_errors),
+            compute_units,
             heartbeats: results,
         })
     })
@@ -231,8 +243,7 @@ mod tests {
             threads: u32::from(kind != Kind::Idle),
             duration_ms: 100,
             pages: 16,
-            heartbeat_us: 1000,
-            pressure: Pressure::Evict,
+            ..Workload::IDLE
         }
     }
 
@@ -265,6 +276,11 @@ mod tests {
             (
                 refused(Kind::Idle, |w| w.heartbeat_us = 99),
                 "heartbeat_us is 99, but it must be 100 to 1000000",
+            ),
+            (refused(Kind::Idle, |w| w.compute = 65), "compute is 65, but it must be 0 to 64"),
+            (
+                refused(Kind::Idle, |w| w.compressible_percent = 101),
+                "compressible_percent is 101, but it must be 0 to 100",
             ),
         ];
         for (message, expected) in cases {
@@ -314,6 +330,23 @@ mod tests {
                 }
                 Err(e) => panic!("{e}"),
             }
+        }
+    }
+
+    #[test]
+    fn computing_threads_work_beside_the_others_until_the_end() {
+        let mut runner = Runner::default();
+        let mut workload = workload(Kind::User);
+        workload.pressure = Pressure::Limit { access: Access::Random, seed: 1 };
+        workload.compute = 2;
+        match runner.run(&workload) {
+            Ok(result) => {
+                assert!(result.pages_touched > 0 && result.compute_units > 0, "{result:?}");
+            }
+            Err(WorkloadError::Thread(message)) if message.contains("SCHED_FIFO") => {
+                eprintln!("skipped: {message}");
+            }
+            Err(e) => panic!("{e}"),
         }
     }
 

@@ -48,10 +48,23 @@ fn words(seed: u64, stream: u64) -> impl Iterator<Item = u64> + Clone {
     std::iter::repeat_with(move || generator.next())
 }
 
-/// The words that a page holds. Every other page compresses well and the rest not at all, so that a
-/// store has something for each of its tiers.
-pub(super) fn page_words(index: usize) -> impl Iterator<Item = u64> {
-    let distinct = if index.is_multiple_of(2) { PAGE_WORDS } else { PERIOD_WORDS };
+/// How many of 100 pages compress well; the rest does not compress at all. A store has something for each
+/// of its tiers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Compressible(pub(super) u8);
+
+/// Odd, so that the pages which compress are spread over every 100.
+const SPREAD: usize = 61;
+
+impl Compressible {
+    fn page(self, index: usize) -> bool {
+        index.wrapping_mul(SPREAD) % 100 < usize::from(self.0)
+    }
+}
+
+/// The words that a page holds.
+pub(super) fn page_words(index: usize, share: Compressible) -> impl Iterator<Item = u64> {
+    let distinct = if share.page(index) { PERIOD_WORDS } else { PAGE_WORDS };
     words(CONTENT_SEED, index as u64).take(distinct).cycle().take(PAGE_WORDS)
 }
 
@@ -73,9 +86,9 @@ impl Copied<'_> {
 }
 
 /// Fills every page with its pattern.
-pub(super) fn fill(pages: &Pages) {
+pub(super) fn fill(pages: &Pages, share: Compressible) {
     for index in 0..pages.len() {
-        for (word, value) in pages.page(index).iter().zip(page_words(index)) {
+        for (word, value) in pages.page(index).iter().zip(page_words(index, share)) {
             word.store(value, Ordering::Relaxed);
         }
     }
@@ -83,9 +96,15 @@ pub(super) fn fill(pages: &Pages) {
 
 /// Whether a page holds those bytes where `read(2)` put them and its pattern everywhere else. Always
 /// reads the whole page.
-pub(super) fn verify(pages: &Pages, index: usize, copied: &[Copied<'_>]) -> bool {
+pub(super) fn verify(
+    pages: &Pages,
+    share: Compressible,
+    index: usize,
+    copied: &[Copied<'_>],
+) -> bool {
     let mut wrong = 0_usize;
-    for (at, (word, pattern)) in pages.page(index).iter().zip(page_words(index)).enumerate() {
+    let words = page_words(index, share);
+    for (at, (word, pattern)) in pages.page(index).iter().zip(words).enumerate() {
         let expected = copied.iter().find_map(|copied| copied.word(at)).unwrap_or(pattern);
         // The optimiser must not conclude what a page holds from what was once written to it.
         if black_box(word.load(Ordering::Relaxed)) != expected {
@@ -133,9 +152,19 @@ mod tests {
     use super::*;
     use std::collections::HashSet;
 
+    const HALF: Compressible = Compressible(50);
+
+    fn verify(pages: &Pages, index: usize, copied: &[Copied<'_>]) -> bool {
+        super::verify(pages, HALF, index, copied)
+    }
+
+    fn fill(pages: &Pages) {
+        super::fill(pages, HALF);
+    }
+
     #[test]
     fn every_page_has_its_own_pattern() {
-        let pages: HashSet<Vec<u64>> = (0..4096).map(|i| page_words(i).collect()).collect();
+        let pages: HashSet<Vec<u64>> = (0..4096).map(|i| page_words(i, HALF).collect()).collect();
         assert_eq!(pages.len(), 4096);
         assert!(pages.iter().all(|page| page.len() == PAGE_WORDS));
         let first: HashSet<u64> = pages.iter().map(|page| page[0]).collect();
@@ -143,11 +172,14 @@ mod tests {
     }
 
     #[test]
-    fn every_other_page_repeats_itself() {
-        for index in 0..8 {
-            let words: HashSet<u64> = page_words(index).collect();
-            let expected = if index % 2 == 0 { PAGE_WORDS } else { PERIOD_WORDS };
-            assert_eq!(words.len(), expected, "page {index}");
+    fn as_many_pages_repeat_themselves_as_are_asked_for() {
+        for percent in [0, 10, 50, 90, 100] {
+            let repeats = |index: &usize| {
+                let words: HashSet<u64> = page_words(*index, Compressible(percent)).collect();
+                words.len() == PERIOD_WORDS
+            };
+            let repeating = (0..200).filter(repeats).count();
+            assert_eq!(repeating, 2 * usize::from(percent));
         }
     }
 
