@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use guest_memory::{
-    GuestRam, LayoutError, Pager, PagerConfig, PagerError, RamError, RamLayout, StoreSpec, Workers,
+    GuestRam, LayoutError, Pager, PagerConfig, PagerError, RamError, RamLayout, Workers,
 };
 use kvm_ioctls::VmFd;
 use serde::Serialize;
@@ -33,7 +33,7 @@ use crate::kvm::cpuid::Apf;
 use crate::kvm::prefault::Prefault;
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::{self, KvmError, cpuid};
-use crate::paging::{self, AsyncPfStats, Crew, FaultSource, Policy, Threshold, WorkerStats};
+use crate::paging::{self, AsyncPfStats, Crew, FaultSource, Policy, WorkerStats};
 use crate::patience::Lines;
 use crate::size;
 use crate::spec::{ConsoleKind, Spec};
@@ -264,7 +264,7 @@ impl Machine {
         let started = Instant::now();
         let policy = match spec.apf {
             Apf::User => {
-                Some(Policy { vm: self.vm, threshold: threshold(spec.apf_threshold, &spec.store) })
+                Some(Policy { vm: self.vm, threshold: spec.apf_threshold.measure(&spec.store) })
             }
             Apf::Off | Apf::Host | Apf::Kernel => None,
         };
@@ -322,13 +322,6 @@ impl Machine {
 
 /// How long the vCPU threads may take to leave KVM_RUN before the process ends without them.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// From which expected latency on the guest is told of a page.
-fn threshold(asked: Threshold, store: &StoreSpec) -> Duration {
-    // Pages that are kept in memory are always at hand: no page is ever on its way.
-    let never = asked == Threshold::Auto && *store == StoreSpec::default();
-    if never { Duration::ZERO } else { asked.measure() }
-}
 
 fn check_width(layout: &RamLayout, bytes: u64, bits: u32) -> Result<(), MachineError> {
     let fits = bits >= 64 || layout.end_gpa().0 <= 1 << bits;

@@ -284,7 +284,9 @@ impl Worker {
         match faults.resolve(|| vcpu.guest_state(self.notifier.as_ref())) {
             Resolved::NoFault | Resolved::Enter | Resolved::Interrupted => None,
             Resolved::Notify(cr2) => {
-                vcpu.inject_page_fault(cr2);
+                if let Some(notifier) = &self.notifier {
+                    notifier.time_injection(|| vcpu.inject_page_fault(cr2));
+                }
                 None
             }
             Resolved::Halt => vcpu.halt().err().map(|error| failed(error.to_string())),

@@ -158,7 +158,7 @@ fn pager(families: &mut Families, stats: &PagerStats) {
 
 /// Our async page faults.
 fn async_pf(families: &mut Families, stats: &AsyncPfStats) {
-    let AsyncPfStats { threshold_us, outstanding, protocol } = stats;
+    let AsyncPfStats { threshold_us, outstanding, protocol, .. } = stats;
     let help = "Pages that are outstanding or whose page-ready is unacknowledged.";
     families.gauge("async_pf_outstanding", help, *outstanding as f64);
     let help = "A page that is expected sooner is waited for.";

@@ -19,7 +19,7 @@ pub(crate) mod walk;
 mod workers;
 
 pub(crate) use faults::{Faults, Resolved, mappings};
-pub use notify::AsyncPfStats;
+pub use notify::{AsyncPfStats, Cost, Costs};
 pub(crate) use notify::{Notifier, Policy};
 pub use threshold::{BadThreshold, Threshold};
 pub(crate) use workers::Crew;

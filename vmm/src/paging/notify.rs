@@ -1,8 +1,8 @@
 //! The async page fault protocol of one vCPU, joined to its guest's memory, KVM and the pager.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use async_pf::protocol::{
     AREA_BYTES, Area, AsyncPf, Begun, Completed, Decision, En, GeneralProtection, GuestState,
@@ -13,6 +13,7 @@ use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::threshold::Measured;
 use crate::kvm::kick::Kicker;
 
 // A vCPU's number fits a token.
@@ -87,13 +88,46 @@ pub(crate) struct Policy {
     /// For the interrupts.
     pub(crate) vm: Arc<VmFd>,
     /// A page that is expected sooner is waited for.
-    pub(crate) threshold: Duration,
+    pub(crate) threshold: Measured,
+}
+
+/// What the parts of telling a guest cost this process.
+#[derive(Debug, Default)]
+struct Clocks {
+    decision: Clock,
+    injection: Clock,
+    ready: Clock,
+    ack: Clock,
+}
+
+/// The time that something took, added up.
+#[derive(Debug, Default)]
+struct Clock {
+    count: AtomicU64,
+    total_ns: AtomicU64,
+}
+
+impl Clock {
+    fn time<T>(&self, what: impl FnOnce() -> T) -> T {
+        let began = Instant::now();
+        let value = what();
+        let took = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.total_ns.fetch_add(took, Ordering::Relaxed);
+        value
+    }
+
+    fn add_to(&self, cost: &mut Cost) {
+        cost.count += self.count.load(Ordering::Relaxed);
+        cost.total_ns += self.total_ns.load(Ordering::Relaxed);
+    }
 }
 
 /// The protocol of one vCPU. Completions come by [`Wake`].
 pub(crate) struct Notifier {
     protocol: AsyncPf<PinnedArea, Msi>,
-    threshold: Duration,
+    threshold: Measured,
+    clocks: Clocks,
     kicker: Kicker,
     sleeper: Arc<Sleeper>,
 }
@@ -119,7 +153,7 @@ impl Notifier {
         let machine = Machine::new(u8::try_from(vcpu).unwrap_or(MAX_VCPU));
         let msi = Msi { vm: Arc::clone(&policy.vm), apic: vcpu };
         let protocol = AsyncPf::new(machine, None, msi);
-        Self { protocol, threshold: policy.threshold, kicker, sleeper }
+        Self { protocol, threshold: policy.threshold, clocks: Clocks::default(), kicker, sleeper }
     }
 
     /// The vCPU meets a page: is it outstanding already?
@@ -139,19 +173,24 @@ impl Notifier {
 
     /// The page is on its way, expected in so long.
     pub(crate) fn on_its_way(&self, token: Token, expected: Duration, guest: GuestState) -> Next {
-        if expected < self.threshold {
+        if expected < self.threshold.threshold {
             // It costs less than to tell the guest; and if it takes longer, no more than twice as much.
             if self.protocol.wait_first(token) == Decision::Wait {
-                let _ = self.sleeper.wait(Some(self.threshold));
+                let _ = self.sleeper.wait(Some(self.threshold.threshold));
             }
             self.protocol.awake();
         }
-        next(self.protocol.decide(token, guest))
+        next(self.clocks.decision.time(|| self.protocol.decide(token, guest)))
     }
 
     /// The page has no new token, see [`Begun`].
     pub(crate) fn again(&self, begun: Begun, gfn: guest_memory::Gfn, guest: GuestState) -> Next {
         next(self.protocol.decide_again(begun, Page(gfn.0), guest))
+    }
+
+    /// Injects a page fault, by `inject`.
+    pub(crate) fn time_injection(&self, inject: impl FnOnce()) {
+        self.clocks.injection.time(inject);
     }
 
     /// The vCPU's thread is back from the guest, or from its sleep.
@@ -182,7 +221,7 @@ impl Notifier {
         let en = match msr {
             Msr::Int => return Ok(self.protocol.set_int(value)),
             Msr::Ack => {
-                self.protocol.write_ack(value);
+                self.clocks.ack.time(|| self.protocol.write_ack(value));
                 return Ok(Ok(()));
             }
             Msr::En => match En::new(value) {
@@ -227,7 +266,7 @@ impl Wake for Notifier {
     fn wake(&self, token: u64, _end: PageEnd) {
         // Tokens have 32 bits; one that is lost is met again, and ends the run.
         let Ok(token) = u32::try_from(token) else { return };
-        match self.protocol.complete(Token::from_raw(token)) {
+        match self.clocks.ready.time(|| self.protocol.complete(Token::from_raw(token))) {
             Completed::Nothing => {}
             Completed::EndHalt => self.kicker.kick(),
             Completed::EndWait => self.sleeper.interrupt(),
@@ -235,11 +274,37 @@ impl Wake for Notifier {
     }
 }
 
+/// What the parts of telling a guest cost.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Costs {
+    /// The verdict on a page that is on its way, under the protocol's lock.
+    pub decision: Cost,
+    /// The injection of page-not-present, until the guest is entered.
+    pub injection: Cost,
+    /// A page that has come: its bookkeeping and, if its turn has come, token and interrupt.
+    pub ready: Cost,
+    /// ACK, with the next page-ready if there is one.
+    pub ack: Cost,
+}
+
+/// How often something was done, and how long it took in all.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Cost {
+    /// How often.
+    pub count: u64,
+    /// In all, in nanoseconds.
+    pub total_ns: u64,
+}
+
 /// What all vCPUs' protocols did.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct AsyncPfStats {
     /// A page that is expected sooner than this is waited for, in microseconds.
     pub threshold_us: u64,
+    /// What one exit to this process takes and back, in nanoseconds; 0 if it was not measured.
+    pub exit_ns: u64,
+    /// What telling the guest costs this process, by part.
+    pub costs: Costs,
     /// Pages that are outstanding or unacknowledged.
     pub outstanding: usize,
     /// Added up.
@@ -251,14 +316,22 @@ impl AsyncPfStats {
     /// Of a guest's vCPUs; `None` when it has no protocol of ours.
     pub(crate) fn of(notifiers: &[Arc<Notifier>]) -> Option<Self> {
         let threshold = notifiers.first()?.threshold;
+        let whole = |count: u128| u64::try_from(count).unwrap_or(u64::MAX);
         let mut sum = Self {
-            threshold_us: u64::try_from(threshold.as_micros()).unwrap_or(u64::MAX),
+            threshold_us: whole(threshold.threshold.as_micros()),
+            exit_ns: whole(threshold.exit.unwrap_or_default().as_nanos()),
+            costs: Costs::default(),
             outstanding: 0,
             protocol: ProtocolStats::default(),
         };
         for notifier in notifiers {
             sum.outstanding += notifier.outstanding();
             sum.protocol.add(&notifier.stats());
+            let (clocks, costs) = (&notifier.clocks, &mut sum.costs);
+            clocks.decision.add_to(&mut costs.decision);
+            clocks.injection.add_to(&mut costs.injection);
+            clocks.ready.add_to(&mut costs.ready);
+            clocks.ack.add_to(&mut costs.ack);
         }
         Some(sum)
     }

@@ -3,6 +3,8 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use guest_memory::StoreSpec;
+
 use crate::probe;
 
 /// What telling the guest costs beyond waiting, in exits to this process: the injection, ACK, and what the
@@ -10,6 +12,8 @@ use crate::probe;
 const EXITS: u32 = 8;
 /// Used where an exit cannot be measured: on hardware an exit takes 1 to 2 us.
 const FALLBACK: Duration = Duration::from_micros(16);
+/// Used where no store is slow: everything is waited for.
+const UNMEASURED: Duration = Duration::from_millis(1);
 /// The largest threshold that can be given.
 const MAX: Duration = Duration::from_secs(3600);
 
@@ -22,13 +26,28 @@ pub enum Threshold {
     Fixed(Duration),
 }
 
+/// A threshold in use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Measured {
+    /// A page that is expected sooner is waited for.
+    pub(crate) threshold: Duration,
+    /// What one exit takes, if that was measured.
+    pub(crate) exit: Option<Duration>,
+}
+
 impl Threshold {
-    /// The threshold; with `Auto` this runs a guest of a few instructions for some milliseconds.
-    #[must_use]
-    pub fn measure(self) -> Duration {
+    /// The threshold for pages of `store`. With `Auto` this runs a guest of a few instructions for some
+    /// milliseconds, unless the store is host memory.
+    pub(crate) fn measure(self, store: &StoreSpec) -> Measured {
         match self {
-            Self::Fixed(threshold) => threshold,
-            Self::Auto => probe::exit_cost().map_or(FALLBACK, |cost| cost * EXITS),
+            Self::Fixed(threshold) => Measured { threshold, exit: None },
+            Self::Auto if *store == StoreSpec::default() => {
+                Measured { threshold: UNMEASURED, exit: None }
+            }
+            Self::Auto => {
+                let exit = probe::exit_cost();
+                Measured { threshold: exit.map_or(FALLBACK, |cost| cost * EXITS), exit }
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use crate::paging::Costs;
 use async_pf::protocol::ProtocolStats;
 use prometheus_parse::{Scrape, Value};
 
@@ -44,7 +45,7 @@ fn async_pf_stats() -> AsyncPfStats {
     let mut protocol = ProtocolStats { ready_sent: 9, ..ProtocolStats::default() };
     protocol.notified[Mode::User as usize] = 8;
     protocol.refused[Mode::Kernel as usize][Refusal::KernelMode as usize] = 2;
-    AsyncPfStats { threshold_us: 50, outstanding: 3, protocol }
+    AsyncPfStats { threshold_us: 50, exit_ns: 0, costs: Costs::default(), outstanding: 3, protocol }
 }
 
 fn parse(text: &str) -> Scrape {

@@ -1,0 +1,87 @@
+//! Async page faults in all four modes, side by side: what the heartbeat beside faulting threads sees, what
+//! the guest gets done, and what telling the guest costs. `cargo xtask bench apf`, on the host's KVM or in
+//! the emulated machine.
+#![forbid(unsafe_code)]
+
+mod notify;
+mod overcommit;
+mod run;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use nowait_tests::figures::{Report, SCHEMA};
+
+/// Async page faults: off, host, kernel and user side by side
+#[derive(Debug, Parser)]
+struct Args {
+    /// Interleaved rounds; a boot for each mode
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(5..=99))]
+    runs: u32,
+    /// How long each run of a guest lasts, in milliseconds; 2000 make 10,000 heartbeats in 5 rounds
+    #[arg(long, default_value_t = 2100, value_parser = clap::value_parser!(u32).range(100..=60_000))]
+    duration_ms: u32,
+    /// Only these parts
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "notify,mixed,overcommit")]
+    part: Vec<Part>,
+    /// Latencies of the store for the part "overcommit", in milliseconds
+    #[arg(long, value_delimiter = ',', default_value = "1,5,20")]
+    latency_ms: Vec<u32>,
+    /// Write the figures to FILE
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Parts of the benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// The heartbeat beside pages that take 20 ms, and what telling the guest costs
+    Notify,
+    /// 90 % of the faults at hand
+    Mixed,
+    /// Four times as much memory in use as may be resident
+    Overcommit,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("apf-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let mut report = Report {
+        schema: SCHEMA,
+        command: format!(
+            "apf-bench --runs {} --duration-ms {} --part {}",
+            args.runs,
+            args.duration_ms,
+            args.part
+                .iter()
+                .map(|part| format!("{part:?}").to_lowercase())
+                .collect::<Vec<_>>()
+                .join(",")
+        ),
+        host: std::env::var("NOWAIT_ACCEL").unwrap_or_else(|_| "kvm".into()),
+        figures: Vec::new(),
+        details: Vec::new(),
+    };
+    for part in &args.part {
+        match part {
+            Part::Notify => notify::run(args, &mut report)?,
+            Part::Mixed => notify::mixed(args, &mut report)?,
+            Part::Overcommit => overcommit::run(args, &mut report)?,
+        }
+    }
+    print!("{}", report.table());
+    if let Some(path) = &args.json {
+        report.write(path).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}

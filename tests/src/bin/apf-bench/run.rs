@@ -1,0 +1,114 @@
+//! One boot of a guest in one mode, and what its runs gave.
+
+use anyhow::{Context, Result, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::Deserializer;
+use nowait_tests::guest::{End, Guest};
+use nowait_wire::agent::{Request, RunResult, Workload};
+
+/// The modes, in the order of the tables.
+pub(crate) const MODES: [&str; 4] = ["off", "host", "kernel", "user"];
+
+/// What one run gave.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    /// Percentiles of the wake-up overrun of all vCPUs, in microseconds; at least 1.
+    pub(crate) p50_us: f64,
+    pub(crate) p99_us: f64,
+    /// Heartbeats.
+    pub(crate) beats: u64,
+    /// Pages touched and verified a second.
+    pub(crate) pages_per_s: f64,
+    /// Units of the computing threads a second.
+    pub(crate) units_per_s: f64,
+}
+
+/// A boot: its rows in the order of the workloads, and its summary.
+pub(crate) struct Boot {
+    pub(crate) rows: Vec<Row>,
+    pub(crate) end: End,
+}
+
+/// Boots a guest with these arguments in `mode`, and makes the runs.
+pub(crate) fn boot(mode: &str, args: &[&str], workloads: &[Workload]) -> Result<Boot> {
+    let mut guest = Guest::linux().args(["--apf", mode, "--console", "none"]).args(args);
+    for workload in workloads {
+        guest = guest.request(Request::Run(workload.clone()));
+    }
+    let end = guest.run();
+    end.expect_code(0);
+    let results = end.results();
+    ensure!(results.len() == workloads.len(), "{} of {} runs", results.len(), workloads.len());
+    let rows = results.into_iter().map(row).collect::<Result<_>>();
+    let rows = rows.with_context(|| format!("--apf {mode} {args:?}"))?;
+    Ok(Boot { rows, end })
+}
+
+fn row(result: &RunResult) -> Result<Row> {
+    ensure!(result.data_errors == 0, "data errors: {result:?}");
+    let mut overruns = Histogram::<u64>::new(3)?;
+    for heartbeat in &result.heartbeats {
+        let bytes = STANDARD.decode(&heartbeat.overrun_us_hdr)?;
+        let histogram: Histogram<u64> = Deserializer::new().deserialize(&mut bytes.as_slice())?;
+        overruns.add(histogram)?;
+    }
+    let seconds = result.elapsed_us as f64 / 1e6;
+    let percentile = |q| overruns.value_at_quantile(q).max(1) as f64;
+    Ok(Row {
+        p50_us: percentile(0.50),
+        p99_us: percentile(0.99),
+        beats: overruns.len(),
+        pages_per_s: result.pages_touched as f64 / seconds,
+        units_per_s: result.compute_units as f64 / seconds,
+    })
+}
+
+/// Interleaved rounds of all modes.
+pub(crate) struct Rounds {
+    modes: Vec<&'static str>,
+    boots: Vec<Vec<Boot>>,
+}
+
+impl Rounds {
+    /// Boots a guest in each of `modes`, so many times; not always the same one first.
+    pub(crate) fn run(
+        name: &str,
+        runs: u32,
+        modes: &[&'static str],
+        args: &[&str],
+        workloads: &[Workload],
+    ) -> Result<Self> {
+        let mut boots: Vec<Vec<Boot>> = modes.iter().map(|_| Vec::new()).collect();
+        for round in 0..runs {
+            eprintln!("apf-bench: {name}: round {} of {runs}", round + 1);
+            for turn in 0..modes.len() {
+                let mode = (turn + round as usize) % modes.len();
+                boots[mode].push(boot(modes[mode], args, workloads)?);
+            }
+        }
+        Ok(Self { modes: modes.to_vec(), boots })
+    }
+
+    fn boots(&self, mode: &str) -> &[Boot] {
+        let index = self.modes.iter().position(|each| *each == mode);
+        &self.boots[index.expect("a mode that was run")]
+    }
+
+    /// A number of the `row`-th workload in `mode`, one for each round.
+    pub(crate) fn values(&self, mode: &str, row: usize, number: fn(&Row) -> f64) -> Vec<f64> {
+        self.boots(mode).iter().map(|boot| number(&boot.rows[row])).collect()
+    }
+
+    /// A number of the summary, by its JSON pointer, likewise.
+    pub(crate) fn numbers(&self, mode: &str, pointer: &str) -> Vec<f64> {
+        self.boots(mode).iter().map(|boot| boot.end.number(pointer) as f64).collect()
+    }
+
+    /// Heartbeats of the `row`-th workload in all rounds of the mode that had the fewest.
+    pub(crate) fn beats(&self, row: usize) -> u64 {
+        let sum = |boots: &Vec<Boot>| boots.iter().map(|boot| boot.rows[row].beats).sum();
+        self.boots.iter().map(sum).min().unwrap_or(0)
+    }
+}
