@@ -5,8 +5,10 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod apf;
 mod bad_input;
 mod boot;
+mod chaos;
 mod control;
 mod damaged;
 mod doctor;
@@ -49,8 +51,10 @@ fn main() {
     let no_nbd = (!in_path("qemu-nbd")).then_some("there is no qemu-nbd here");
     let topics: &[(&'static str, &[Test])] = &[
         ("agent", agent::TESTS),
+        ("apf", apf::TESTS),
         ("bad_input", bad_input::TESTS),
         ("boot", boot::TESTS),
+        ("chaos", chaos::TESTS),
         ("control", control::TESTS),
         ("damaged", damaged::TESTS),
         ("doctor", doctor::TESTS),

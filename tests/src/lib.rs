@@ -14,6 +14,7 @@
 pub mod figures;
 pub mod guest;
 pub mod process;
+pub mod running;
 pub mod stats;
 
 use std::env;

@@ -110,6 +110,7 @@ pub struct RunArgs {
     /// POST /pause    keep the guest's processors out of the guest
     /// POST /resume   let them go on, also when they are paused because the store does not answer
     /// PUT /limit     another --resident-limit from now on: a size such as "64M", or "none"
+    /// POST /evict    move all of guest RAM to the store, once
     ///
     /// curl --unix-socket FILE http://nowait/metrics
     #[arg(long, value_name = "FILE", verbatim_doc_comment)]

@@ -176,6 +176,22 @@ impl Pager {
         self.core.evict(&self.sorted(gfns)?)
     }
 
+    /// Moves all of RAM to the store, but for what is pinned or just on its way, and returns how many pages
+    /// are out of memory then. Waits for the store.
+    ///
+    /// # Errors
+    /// As [`Pager::evict`].
+    pub fn evict_all(&self) -> Result<u32, PagerError> {
+        let mut done = 0;
+        let mut left = Some(self.core.layout.all_pages());
+        while let Some(run) = left {
+            let pages: Vec<PageIndex> = run.iter().take(SURVEY_PAGES as usize).collect();
+            done += self.core.evict(&pages)?;
+            left = run.suffix(SURVEY_PAGES.min(run.pages()));
+        }
+        Ok(done)
+    }
+
     /// Takes the listed pages out of the guest mapping only, and returns how many of them are not mapped
     /// then: the next access of each is a fault, and its bytes are at hand. For measurements.
     ///

@@ -14,11 +14,17 @@ use crate::paging::{AsyncPfStats, Crew, Notifier};
 use crate::size;
 use crate::threads::{Pauser, Pauses};
 
-/// Changes of the limit that may wait for the one before.
-const MAX_LIMITS: usize = 4;
+/// Orders that may wait for the one before.
+const MAX_ORDERS: usize = 4;
 
-/// A resident limit in bytes, or none.
-type Limit = Option<u64>;
+/// What takes its time: for a thread of its own.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Order {
+    /// A resident limit in bytes, or none.
+    Limit(Option<u64>),
+    /// Move all of guest RAM to the store.
+    Evict,
+}
 
 /// The parts of a run.
 pub(crate) struct House {
@@ -47,22 +53,33 @@ impl House {
         }
     }
 
-    /// Starts the thread that changes the limit. It ends when the sender is dropped.
-    pub(super) fn start_limits(&self, alive: Sender<()>) -> io::Result<SyncSender<Limit>> {
-        let (sender, limits): (_, Receiver<Limit>) = sync_channel(MAX_LIMITS);
+    /// Starts the thread that changes the limit and evicts. It ends when the sender is dropped.
+    pub(super) fn start_orders(&self, alive: Sender<()>) -> io::Result<SyncSender<Order>> {
+        let (sender, orders): (_, Receiver<Order>) = sync_channel(MAX_ORDERS);
         let pager = Arc::clone(&self.pager);
-        thread::Builder::new().name("limits".into()).spawn(move || {
+        thread::Builder::new().name("orders".into()).spawn(move || {
             let _alive = alive;
-            for limit in limits {
-                // The smallest one was checked with the request.
-                let _ = pager.set_resident_limit(limit);
+            for order in orders {
+                match order {
+                    // The smallest one was checked with the request.
+                    Order::Limit(limit) => drop(pager.set_resident_limit(limit)),
+                    // What the store does not take stays; its trouble is told as any other.
+                    Order::Evict => drop(pager.evict_all()),
+                }
             }
         })?;
         Ok(sender)
     }
 
     /// Does what was asked for, without waiting.
-    pub(super) fn answer(&self, command: Command, limits: &SyncSender<Limit>) -> Reply {
+    pub(super) fn answer(&self, command: Command, orders: &SyncSender<Order>) -> Reply {
+        let order = |order, done: String| match orders.try_send(order) {
+            Ok(()) => Reply::text(done),
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                let line = "the order before is being carried out: try again in a moment";
+                Reply::refuse(Status::Busy, line)
+            }
+        };
         match command {
             Command::Metrics => Reply::text(metrics::render(&self.snapshot())),
             Command::Pause => {
@@ -73,16 +90,12 @@ impl House {
                 self.pauser.change(|pauses| *pauses = Pauses::default());
                 Reply::text("running\n")
             }
-            Command::Limit(limit) => match (limits.try_send(limit), limit) {
-                (Ok(()), Some(bytes)) => {
-                    Reply::text(format!("the resident limit becomes {}\n", size::show(bytes)))
-                }
-                (Ok(()), None) => Reply::text("there will be no resident limit\n"),
-                (Err(TrySendError::Full(_) | TrySendError::Disconnected(_)), _) => {
-                    let line = "the limit is being changed: try again in a moment";
-                    Reply::refuse(Status::Busy, line)
-                }
-            },
+            Command::Limit(limit) => {
+                let becomes = |bytes| format!("the resident limit becomes {}\n", size::show(bytes));
+                let none = || "there will be no resident limit\n".to_owned();
+                order(Order::Limit(limit), limit.map_or_else(none, becomes))
+            }
+            Command::Evict => order(Order::Evict, "all of guest RAM is being evicted\n".to_owned()),
         }
     }
 

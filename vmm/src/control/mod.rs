@@ -3,11 +3,11 @@
 //! ```text
 //!   client -- socket --> server (its thread) -- request --> House --+-- metrics: a snapshot, as text
 //!             mode 0600  no wait for a client                       +-- pause, resume: the vCPUs' gate
-//!                                                                   +-- limit --> limits (its thread)
+//!                                                                   +-- limit, evict --> orders (its thread)
 //! ```
 //!
 //! Nothing on the server's thread waits for the store, a page or a vCPU: it answers while they hang.
-//! Another resident limit looks at every page of RAM, so that has a thread of its own.
+//! Another resident limit and an eviction look at every page of RAM, so these have a thread of their own.
 
 mod families;
 mod house;
@@ -50,8 +50,8 @@ impl Control {
     /// When the host has none.
     pub(crate) fn start(socket: ControlSocket, house: House) -> io::Result<Self> {
         let (alive, ended) = channel();
-        let limits = house.start_limits(alive.clone())?;
-        Self::serve(socket, move |command| house.answer(command, &limits), alive, ended)
+        let orders = house.start_orders(alive.clone())?;
+        Self::serve(socket, move |command| house.answer(command, &orders), alive, ended)
     }
 
     fn serve(

@@ -23,6 +23,8 @@ pub(super) enum Command {
     Resume,
     /// Another resident limit, in bytes; `None` is none.
     Limit(Option<u64>),
+    /// Move all of guest RAM to the store.
+    Evict,
 }
 
 /// How far a request has come.
@@ -82,9 +84,11 @@ impl Wanted {
             "/metrics" => (Self::Plain(Command::Metrics), &["GET"]),
             "/pause" => (Self::Plain(Command::Pause), &["POST"]),
             "/resume" => (Self::Plain(Command::Resume), &["POST"]),
+            "/evict" => (Self::Plain(Command::Evict), &["POST"]),
             "/limit" => (Self::Limit, &["PUT", "POST"]),
             _ => {
-                let line = "there are GET /metrics, POST /pause, POST /resume, PUT /limit";
+                let line =
+                    "there are GET /metrics, POST /pause, POST /resume, PUT /limit, POST /evict";
                 return Err(Reply::refuse(Status::NotFound, line));
             }
         };
@@ -165,6 +169,7 @@ mod tests {
             ("GET /metrics", "\r\n", Command::Metrics),
             ("GET /metrics?name[]=nowait_vcpus", "\r\n", Command::Metrics),
             ("POST /pause", "\r\n", Command::Pause),
+            ("POST /evict", "\r\n", Command::Evict),
             ("POST /resume", "content-length: 2\r\n\r\n{}", Command::Resume),
             ("PUT /limit", "Content-Length: 3\r\n\r\n64M", Command::Limit(Some(64 << 20))),
             ("POST /limit", "Content-Length: 5\r\n\r\nnone\n", Command::Limit(None)),

@@ -115,13 +115,17 @@ impl Vcpu {
     /// The guest as the last exit left it, after [`Vcpu::watch_state`]. If it got INIT since, its protocol
     /// is off.
     pub(crate) fn guest_state(&mut self, notifier: Option<&Arc<Notifier>>) -> GuestState {
-        if self.armed && matches!(inject::had_init(&self.fd), Ok(true)) {
-            self.armed = false;
-            if let Some(notifier) = notifier {
-                notifier.reset();
-            }
+        if let Some(notifier) = notifier {
+            self.look_for_init(notifier);
         }
         inject::guest_state(&self.fd)
+    }
+
+    fn look_for_init(&mut self, notifier: &Notifier) {
+        if self.armed && matches!(inject::had_init(&self.fd), Ok(true)) {
+            self.armed = false;
+            notifier.reset();
+        }
     }
 
     /// The next entry is a page fault at this address; [`Vcpu::guest_state`] had no event.
@@ -292,6 +296,10 @@ impl Vcpu {
         notifier: &Notifier,
         faults: &Faults,
     ) -> Exit {
+        if msr != Msr::Ack {
+            // What it writes now is for after the INIT.
+            self.look_for_init(notifier);
+        }
         match notifier.write(msr, value, faults.pager()) {
             Ok(written) => raw::set_msr_error(&mut self.fd, written.is_err()),
             Err(error) => return self.cannot("bring in the async page fault area", &error),

@@ -26,7 +26,7 @@ use gate::Gate;
 use heartbeat::RUNNING;
 
 /// The largest number of faulting threads.
-const MAX_THREADS: u32 = 64;
+const MAX_THREADS: u32 = 256;
 /// The largest number of pages in the buffer.
 const MAX_PAGES: u32 = 65_536;
 /// The longest run, in milliseconds.
@@ -259,7 +259,7 @@ mod tests {
         };
         let cases = [
             (refused(Kind::User, |w| w.threads = 0), "threads is 0, but it must be 1 to 64"),
-            (refused(Kind::Copy, |w| w.threads = 65), "threads is 65, but it must be 1 to 64"),
+            (refused(Kind::Copy, |w| w.threads = 257), "threads is 257, but it must be 1 to 256"),
             (
                 refused(Kind::Idle, |w| w.threads = 1),
                 "threads of an idle run is 1, but it must be 0",
@@ -277,7 +277,7 @@ mod tests {
                 refused(Kind::Idle, |w| w.heartbeat_us = 99),
                 "heartbeat_us is 99, but it must be 100 to 1000000",
             ),
-            (refused(Kind::Idle, |w| w.compute = 65), "compute is 65, but it must be 0 to 64"),
+            (refused(Kind::Idle, |w| w.compute = 257), "compute is 257, but it must be 0 to 256"),
             (
                 refused(Kind::Idle, |w| w.compressible_percent = 101),
                 "compressible_percent is 101, but it must be 0 to 100",

@@ -1,0 +1,172 @@
+//! A guest that runs while a test does something to it, by its control socket.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nowait_wire::agent::{Report, Request, decode_line, encode_line};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::process::{self, Finished};
+use crate::{initramfs, nowait_bin, vmlinux};
+
+/// How long an answer may take on a machine that is emulated and busy; what it took is printed.
+pub const ANSWER_LIMIT: Duration = Duration::from_millis(500);
+/// How long anything else may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A guest with a control socket.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    socket: PathBuf,
+    report: PathBuf,
+    _files: TempDir,
+}
+
+impl Running {
+    /// Starts a guest whose agent does what these ask for; then it is powered off.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start(args: &[&str], requests: &[Request]) -> Self {
+        let all = requests.iter().chain([&Request::PowerOff]);
+        let files = TempDir::new().expect("a temporary directory");
+        let at = |name: &str| files.path().join(name);
+        let (socket, file, report) = (at("control"), at("requests"), at("report"));
+        let lines: Vec<u8> =
+            all.flat_map(|request| encode_line(request).expect("a short request")).collect();
+        fs::write(&file, lines).expect("the requests can be written");
+        let child = Command::new(nowait_bin())
+            .args(["run", "--console", "none"])
+            .arg("--kernel")
+            .arg(vmlinux())
+            .arg("--initrd")
+            .arg(initramfs())
+            .arg("--requests")
+            .arg(&file)
+            .arg("--report")
+            .arg(&report)
+            .arg("--control")
+            .arg(&socket)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let run = Self { child, socket, report, _files: files };
+        let started = Instant::now();
+        while UnixStream::connect(&run.socket).is_err() {
+            assert!(started.elapsed() < LIMIT, "no control socket");
+            thread::sleep(Duration::from_millis(20));
+        }
+        run
+    }
+
+    /// Status and body of the answer, and how long it took.
+    pub fn ask(&self, first_line: &str, body: &str) -> (u16, String, Duration) {
+        let asked = Instant::now();
+        let mut stream = UnixStream::connect(&self.socket).expect("the socket is there");
+        stream.set_read_timeout(Some(LIMIT)).expect("a time-out");
+        let length = body.len();
+        let request = format!("{first_line} HTTP/1.1\r\nContent-Length: {length}\r\n\r\n{body}");
+        stream.write_all(request.as_bytes()).expect("it reads");
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).expect("it answers");
+        let took = asked.elapsed();
+        let code = reply.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let body = reply.split_once("\r\n\r\n").expect("a head and a body").1.to_owned();
+        (code.expect("a status"), body, took)
+    }
+
+    /// Has it do something, soon.
+    pub fn tell(&self, first_line: &str, body: &str) {
+        let (code, line, took) = self.ask(first_line, body);
+        println!("{first_line} {body}: {took:?}");
+        assert_eq!(code, 200, "{first_line}: {line}");
+        assert!(took < ANSWER_LIMIT, "{first_line} took {took:?}");
+    }
+
+    /// Has it do something, if it still runs and has time for it; whether it did.
+    pub fn try_tell(&self, first_line: &str, body: &str) -> bool {
+        let Ok(mut stream) = UnixStream::connect(&self.socket) else { return false };
+        let length = body.len();
+        let request = format!("{first_line} HTTP/1.1\r\nContent-Length: {length}\r\n\r\n{body}");
+        let mut reply = String::new();
+        stream.write_all(request.as_bytes()).is_ok()
+            && stream.read_to_string(&mut reply).is_ok()
+            && reply.starts_with("HTTP/1.1 200")
+    }
+
+    /// One number, `None` when it is not shown.
+    pub fn metric(&self, series: &str) -> Option<f64> {
+        let (_, text, _) = self.ask("GET /metrics", "");
+        let line =
+            text.lines().find(|line| line.rsplit_once(' ').is_some_and(|l| l.0 == series))?;
+        line.rsplit_once(' ').map(|(_, number)| number.parse().expect("a number"))
+    }
+
+    /// Waits until a series holds.
+    pub fn wait_until(&self, series: &str, holds: impl Fn(Option<f64>) -> bool) {
+        let started = Instant::now();
+        while !holds(self.metric(series)) {
+            let found = self.metric(series);
+            assert!(started.elapsed() < LIMIT, "{series} stays at {found:?}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// What grows while the guest runs.
+    pub fn progress(&self) -> Vec<Option<f64>> {
+        let names = ["fetched_pages", "retries", "messages_missing", "messages_minor"];
+        names.map(|name| self.metric(&format!("nowait_{name}_total"))).to_vec()
+    }
+
+    /// Ends it with a signal; what it wrote to standard error.
+    pub fn end(self) -> String {
+        let pid = Pid::from_raw(self.child.id().cast_signed()).expect("a pid");
+        kill_process(pid, Signal::TERM).expect("the child runs");
+        let end = process::finish(self.child, LIMIT).expect("it ends in time");
+        end.expect_code(16);
+        assert!(!self.socket.exists(), "the socket is left");
+        end.stderr
+    }
+
+    /// Its control socket.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Has it ended?
+    ///
+    /// # Panics
+    /// When that cannot be found out.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("a child can be waited for").is_some()
+    }
+
+    /// Waits for its end; how it ended, and the reports of its agent.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    #[must_use]
+    pub fn finish(self, limit: Duration) -> (Finished, Vec<Report>) {
+        let end = match process::finish(self.child, limit) {
+            Ok(end) => end,
+            Err((stdout, stderr)) => panic!("it does not end within {limit:?}\n{stdout}\n{stderr}"),
+        };
+        let reports = fs::read(&self.report).unwrap_or_default();
+        let lines = reports.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let reports =
+            lines.map(|line| decode_line(line).expect("nowait writes whole reports")).collect();
+        (end, reports)
+    }
+}
