@@ -53,7 +53,7 @@ fn store(random: &mut Rng) -> String {
         let kind = if what == "read" && random.bool() { ",kind=corrupt" } else { "" };
         tiers.push(format!("fail={what}:rate=0.02{kind},seed={}", random.u32(..)));
     }
-    let delays = ["delay=200us", "delay=3ms", "delay=uniform:100us-8ms", "delay=20ms"];
+    let delays = ["delay=200us", "delay=3ms", "delay=uniform:100us..8ms", "delay=20ms"];
     tiers.push(pick(random, &delays).to_owned());
     tiers.push("memory".to_owned());
     tiers.join("+")

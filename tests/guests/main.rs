@@ -75,12 +75,29 @@ fn main() {
     let needing = needing.iter().flat_map(|(topic, tests, missing)| {
         tests.iter().map(move |test| trial(topic, *test, no_kvm.or(*missing)))
     });
-    let trials = topics
+    let trials: Vec<Trial> = topics
         .iter()
         .flat_map(|(topic, tests)| tests.iter().map(move |test| trial(topic, *test, no_kvm)))
         .chain(needing)
         .collect();
-    libtest_mimic::run(&args, trials).exit();
+    libtest_mimic::run(&args, share(trials)).exit();
+}
+
+/// `NOWAIT_SHARE=k/n`: the k-th of n shares of the tests, which run side by side.
+fn share(trials: Vec<Trial>) -> Vec<Trial> {
+    let share = std::env::var("NOWAIT_SHARE").unwrap_or_else(|_| "1/1".into());
+    let numbers = share.split_once('/').and_then(|(k, n)| {
+        let (k, n): (usize, usize) = (k.parse().ok()?, n.parse().ok()?);
+        (1..=n).contains(&k).then_some((k, n))
+    });
+    let (k, n) = numbers.unwrap_or_else(|| panic!("NOWAIT_SHARE={share} is not k/n"));
+    let mine = |index: &usize| index % n == k - 1;
+    trials
+        .into_iter()
+        .enumerate()
+        .filter(|(index, _)| mine(index))
+        .map(|(_, trial)| trial)
+        .collect()
 }
 
 fn in_path(program: &str) -> bool {

@@ -194,6 +194,40 @@ pub(crate) fn pump(
     }))
 }
 
+/// Standard output or error, which gets whole lines only: for outputs that come side by side.
+pub(crate) struct WholeLines<W: Write> {
+    to: W,
+    line: Vec<u8>,
+}
+
+impl<W: Write> WholeLines<W> {
+    /// To this.
+    pub(crate) fn new(to: W) -> Self {
+        Self { to, line: Vec::new() }
+    }
+}
+
+impl<W: Write> Write for WholeLines<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.line.extend(bytes);
+        if let Some(end) = self.line.iter().rposition(|byte| *byte == b'\n') {
+            let rest = self.line.split_off(end + 1);
+            self.to.write_all(&std::mem::replace(&mut self.line, rest))?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.to.flush()
+    }
+}
+
+impl<W: Write> Drop for WholeLines<W> {
+    fn drop(&mut self) {
+        let _ = self.to.write_all(&self.line);
+    }
+}
+
 /// The last lines of an output.
 #[derive(Default)]
 pub(crate) struct Tail(VecDeque<String>);

@@ -3,7 +3,7 @@
 //! and the exit status have a virtio port each, so that nothing gets mixed.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
@@ -72,7 +72,7 @@ impl OwnCpu {
 }
 
 /// The CPUs that we may run on, ascending.
-fn allowed_cpus() -> Vec<usize> {
+pub(crate) fn allowed_cpus() -> Vec<usize> {
     let Ok(set) = rustix::thread::sched_getaffinity(None) else { return Vec::new() };
     (0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect()
 }
@@ -89,6 +89,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) timeout: Duration,
     /// The user's terminal becomes the command's.
     pub(crate) interactive: bool,
+    /// Others run at the same time, and write to the same terminal.
+    pub(crate) beside_others: bool,
     /// Where everything that comes out goes.
     pub(crate) out: &'a Path,
 }
@@ -120,9 +122,15 @@ impl Machine<'_> {
         let leave = group.child().stdin.take().map(terminal::forward_keys);
         let stdout = group.child().stdout.take().context("QEMU has no output")?;
         let stderr = group.child().stderr.take().context("QEMU has no output")?;
+        let (out, err): (Box<dyn Write + Send>, Box<dyn Write + Send>) = if self.beside_others {
+            let whole = |to: Box<dyn Write + Send>| Box::new(child::WholeLines::new(to));
+            (whole(Box::new(io::stdout())), whole(Box::new(io::stderr())))
+        } else {
+            (Box::new(io::stdout()), Box::new(io::stderr()))
+        };
         let pumps = [
-            child::pump(stdout, io::stdout(), &self.out.join("stdout.log"))?,
-            child::pump(stderr, io::stderr(), &self.out.join("stderr.log"))?,
+            child::pump(stdout, out, &self.out.join("stdout.log"))?,
+            child::pump(stderr, err, &self.out.join("stderr.log"))?,
         ];
         let ended = loop {
             if let Some(status) = group.ended()? {

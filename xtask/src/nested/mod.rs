@@ -14,6 +14,7 @@ use anyhow::Result;
 
 pub(crate) use hold::{Add, Hold};
 use machine::Machine;
+pub(crate) use machine::allowed_cpus;
 
 use crate::exit::{self, Exit};
 use crate::{cache, images, paths, progress};
@@ -43,6 +44,8 @@ pub(crate) struct Run {
     pub(crate) out: PathBuf,
     /// The user's terminal may become the command's.
     pub(crate) terminal: bool,
+    /// Others run at the same time.
+    pub(crate) beside_others: bool,
 }
 
 impl Run {
@@ -56,6 +59,7 @@ impl Run {
             timeout: Duration::from_secs(TIMEOUT_S),
             out: paths::target().join(name),
             terminal: false,
+            beside_others: false,
         }
     }
 
@@ -73,6 +77,7 @@ impl Run {
             memory_mib: self.memory_mib,
             timeout: self.timeout,
             interactive,
+            beside_others: self.beside_others,
             out: &self.out,
         };
         let result = machine.run();

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use std::{env, fs};
+use std::{env, fs, thread};
 
 use anyhow::{Context, Result};
 
@@ -67,17 +67,62 @@ pub(crate) fn on_host_command(program: &Path, nowait: &Path, images: &Images) ->
     Ok(command)
 }
 
+/// In as many nested machines as there are CPUs for, up to two: each has its share of the tests.
 fn in_nested(
     nowait: &Path,
     images: &Images,
     tests: &[Executable],
     filter: Option<&str>,
 ) -> Result<Counts> {
+    let machines = match filter {
+        None => nested::allowed_cpus().len().clamp(1, MACHINES_MAX),
+        Some(_) => 1,
+    };
+    // What they share is made before, once.
+    images::distribution_kernel()?;
+    let mut shares = Vec::new();
+    thread::scope(|scope| -> Result<()> {
+        let running: Vec<_> = (0..machines)
+            .map(|number| {
+                let run = machine(nowait, images, tests, filter, (number, machines))?;
+                Ok(scope.spawn(move || share(&run)))
+            })
+            .collect::<Result<_>>()?;
+        for share in running {
+            let share = share.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            shares.push(share?);
+        }
+        Ok(())
+    })?;
+    let mut sum = Counts::default();
+    shares.into_iter().for_each(|share| sum.add(share));
+    Ok(sum)
+}
+
+/// Machines at once; each has memory of its own.
+const MACHINES_MAX: usize = 2;
+
+/// One machine, for one of so many shares of the tests.
+fn machine(
+    nowait: &Path,
+    images: &Images,
+    tests: &[Executable],
+    filter: Option<&str>,
+    (number, machines): (usize, usize),
+) -> Result<nested::Run> {
     const SCRIPT: &str = "status=0; for test in /tests/*; do \
         \"$test\" --color never \"$@\" || status=$?; done; exit $status";
     let words = ["sh", "-c", SCRIPT, "tests"].into_iter().chain(filter);
-    let mut run = nested::Run::new("test", words.map(str::to_owned).collect());
+    let name = if number == 0 { "test".to_owned() } else { format!("test-{}", number + 1) };
+    let mut run = nested::Run::new(&name, words.map(str::to_owned).collect());
     run.timeout = TIMEOUT;
+    run.beside_others = machines > 1;
+    run.environment.push(("NOWAIT_SHARE".into(), format!("{}/{machines}", number + 1)));
+    for name in PASSED_ON {
+        if let Ok(value) = env::var(name) {
+            run.environment.push((name.into(), value));
+        }
+    }
     run.hold.add(nowait, "bin/nowait");
     run.hold.images(images);
     // Without it the tests of the nbd store are skipped, and say so.
@@ -87,6 +132,14 @@ fn in_nested(
     for (number, test) in tests.iter().enumerate() {
         run.hold.add(&test.file, format!("tests/{number}-{}", test.name));
     }
+    Ok(run)
+}
+
+/// Variables that tests look at, beside ours.
+const PASSED_ON: [&str; 2] = ["NOWAIT_CHAOS_SEED", "NOWAIT_CHAOS_SECONDS"];
+
+/// Runs one share.
+fn share(run: &nested::Run) -> Result<Counts> {
     let outcome = run.go();
     let mut parser = Parser::default();
     let log = run.out.join("stdout.log");

@@ -138,7 +138,7 @@ fn unit_tests() -> Result<Counts> {
 /// the flag is one for all crates.
 fn loom() -> Result<Counts> {
     let mut cargo = binaries::cargo();
-    cargo.args(["test", "--release", "-p", "async-pf", "--test", "loom_pool", "--target-dir"]);
+    cargo.args(["test", "--release", "-p", "async-pf", "--test", "loom_*", "--target-dir"]);
     cargo.arg(paths::target().join("loom"));
     cargo.env_remove("RUSTFLAGS").env("CARGO_ENCODED_RUSTFLAGS", "--cfg\x1floom");
     // Linking would take longer than the models.
