@@ -87,7 +87,22 @@ impl Guest {
     /// # Panics
     /// As [`Guest::run`], and when the other thing does.
     #[must_use]
-    pub fn run_beside(mut self, meanwhile: impl FnOnce()) -> End {
+    pub fn run_beside(self, meanwhile: impl FnOnce()) -> End {
+        self.try_run_beside(meanwhile).unwrap_or_else(|stuck| panic!("{stuck}"))
+    }
+
+    /// As [`Guest::run`].
+    ///
+    /// # Errors
+    /// What is known of a guest that did not end in time.
+    ///
+    /// # Panics
+    /// When the process cannot be started.
+    pub fn try_run(self) -> Result<End, String> {
+        self.try_run_beside(|| ())
+    }
+
+    fn try_run_beside(mut self, meanwhile: impl FnOnce()) -> Result<End, String> {
         let files = TempDir::new().expect("a temporary directory");
         let at = |name: &str| files.path().join(name);
         self.args.extend(["--json".into(), at("run.json").into()]);
@@ -103,11 +118,11 @@ impl Guest {
             self.args.extend(["--report".into(), at("report").into()]);
         }
         let finished = thread::scope(|scope| {
-            let run = || process::run(Command::new(nowait_bin()).args(&self.args), self.limit);
+            let run = || process::try_run(Command::new(nowait_bin()).args(&self.args), self.limit);
             let running = scope.spawn(run);
             meanwhile();
             running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        });
+        })?;
         let reports = fs::read(at("report")).unwrap_or_default();
         let reports = reports
             .split(|byte| *byte == b'\n')
@@ -117,7 +132,7 @@ impl Guest {
         let json = fs::read(at("run.json"))
             .ok()
             .map(|bytes| serde_json::from_slice(&bytes).expect("nowait writes whole JSON"));
-        End { finished, reports, json }
+        Ok(End { finished, reports, json })
     }
 }
 

@@ -64,14 +64,25 @@ impl Finished {
 /// When it cannot be started, or takes longer than `limit` (it is killed then).
 #[must_use]
 pub fn run(command: &mut Command, limit: Duration) -> Finished {
+    try_run(command, limit).unwrap_or_else(|stuck| panic!("{stuck}"))
+}
+
+/// As [`run`].
+///
+/// # Errors
+/// What is known of a command that takes longer than `limit`, which is killed then.
+///
+/// # Panics
+/// When it cannot be started.
+pub fn try_run(command: &mut Command, limit: Duration) -> Result<Finished, String> {
     let child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
-    finish(child, limit).unwrap_or_else(|so_far| {
-        panic!("{command:?} took longer than {limit:?}; so far:\n{}\n{}", so_far.0, so_far.1)
+    finish(child, limit).map_err(|(out, err)| {
+        format!("{command:?} took longer than {limit:?}; so far:\n{out}\n{err}")
     })
 }
 
@@ -93,6 +104,7 @@ pub fn finish(mut child: Child, limit: Duration) -> Result<Finished, (String, St
             None => thread::sleep(POLL_INTERVAL),
         }
     };
+    let stuck = if status.is_none() { where_it_is(child.id()) } else { String::new() };
     if status.is_none() {
         // It has not been waited for, so the pid is still its own.
         let _ = child.kill();
@@ -105,8 +117,29 @@ pub fn finish(mut child: Child, limit: Duration) -> Result<Finished, (String, St
     let (stdout, stderr) = (text(stdout), text(stderr));
     match status {
         Some(status) => Ok(Finished { status, stdout, stderr }),
-        None => Err((stdout, stderr)),
+        None => Err((stdout, stderr + &stuck)),
     }
+}
+
+/// What the threads of a process that does not come to its end are at, as far as the kernel tells.
+fn where_it_is(pid: u32) -> String {
+    let mut text = String::from("--- threads\n");
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+    for task in tasks.into_iter().flatten().flatten() {
+        let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        let stat = read("stat");
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+        let field = |index: usize| fields.get(index).copied().unwrap_or("?");
+        text.push_str(&format!(
+            "{} state {} user {} system {} ticks\n{}",
+            read("comm").trim(),
+            field(0),
+            field(11),
+            field(12),
+            read("stack")
+        ));
+    }
+    text
 }
 
 fn collect(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {

@@ -80,6 +80,10 @@ pub(crate) fn run(args: &Args, report: &mut Report) -> Result<()> {
             }
         }
     }
+    for mode in MODES {
+        let lost = f64::from(rounds.lost(mode));
+        report.details.push((format!("--apf {mode}: guests that did not end"), lost, "guests"));
+    }
     notifications(args, report)
 }
 

@@ -5,11 +5,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
-use nowait_tests::guest::{End, Guest};
+use nowait_tests::guest::{End, GUEST_LIMIT, Guest};
 use nowait_wire::agent::{Request, RunResult, Workload};
 
 /// The modes, in the order of the tables.
 pub(crate) const MODES: [&str; 4] = ["off", "host", "kernel", "user"];
+
+/// How many guests of one mode may be lost before the benchmark gives up.
+const LOST_MAX: u32 = 2;
 
 /// What one run gave.
 #[derive(Clone, Copy, Debug)]
@@ -37,13 +40,21 @@ pub(crate) fn boot(mode: &str, args: &[&str], workloads: &[Workload]) -> Result<
     for workload in workloads {
         guest = guest.request(Request::Run(workload.clone()));
     }
-    let end = guest.run();
+    let end = guest.try_run().map_err(|stuck| Lost { mode: mode.into(), stuck })?;
     end.expect_code(0);
     let results = end.results();
     ensure!(results.len() == workloads.len(), "{} of {} runs", results.len(), workloads.len());
     let rows = results.into_iter().map(row).collect::<Result<_>>();
     let rows = rows.with_context(|| format!("--apf {mode} {args:?}"))?;
     Ok(Boot { rows, end })
+}
+
+/// A guest that did not come to its end.
+#[derive(Debug, thiserror::Error)]
+#[error("a guest with --apf {mode} did not end within {GUEST_LIMIT:?}:\n{stuck}")]
+struct Lost {
+    mode: String,
+    stuck: String,
 }
 
 fn row(result: &RunResult) -> Result<Row> {
@@ -69,6 +80,8 @@ fn row(result: &RunResult) -> Result<Row> {
 pub(crate) struct Rounds {
     modes: Vec<&'static str>,
     boots: Vec<Vec<Boot>>,
+    /// Guests that did not come to their end, by mode.
+    lost: Vec<u32>,
 }
 
 impl Rounds {
@@ -81,14 +94,23 @@ impl Rounds {
         workloads: &[Workload],
     ) -> Result<Self> {
         let mut boots: Vec<Vec<Boot>> = modes.iter().map(|_| Vec::new()).collect();
+        let mut lost = vec![0; modes.len()];
         for round in 0..runs {
             eprintln!("apf-bench: {name}: round {} of {runs}", round + 1);
             for turn in 0..modes.len() {
                 let mode = (turn + round as usize) % modes.len();
-                boots[mode].push(boot(modes[mode], args, workloads)?);
+                boots[mode].push(loop {
+                    match boot(modes[mode], args, workloads) {
+                        Err(error) if error.is::<Lost>() && lost[mode] < LOST_MAX => {
+                            eprintln!("apf-bench: {error}");
+                            lost[mode] += 1;
+                        }
+                        other => break other?,
+                    }
+                });
             }
         }
-        Ok(Self { modes: modes.to_vec(), boots })
+        Ok(Self { modes: modes.to_vec(), boots, lost })
     }
 
     fn boots(&self, mode: &str) -> &[Boot] {
@@ -104,6 +126,12 @@ impl Rounds {
     /// A number of the summary, by its JSON pointer, likewise.
     pub(crate) fn numbers(&self, mode: &str, pointer: &str) -> Vec<f64> {
         self.boots(mode).iter().map(|boot| boot.end.number(pointer) as f64).collect()
+    }
+
+    /// Guests that did not come to their end and were booted again, in this mode.
+    pub(crate) fn lost(&self, mode: &str) -> u32 {
+        let each = self.modes.iter().zip(&self.lost);
+        each.filter(|(other, _)| **other == mode).map(|(_, lost)| lost).sum()
     }
 
     /// Heartbeats of the `row`-th workload in all rounds of the mode that had the fewest.

@@ -63,25 +63,26 @@ pub(in super::super) const CAPABILITIES: &[Capability] = &[
         "pre_fault_memory",
         "fault-around in KVM's page tables too: a faster start (Linux 6.11)",
     ),
+    wanted(kb::KVM_CAP_SYNC_REGS, "sync_regs", "`--apf user`: page faults are injected"),
     wanted(
-        kb::KVM_CAP_SYNC_REGS,
-        "sync_regs",
-        "async page faults in the VMM (planned, nothing needs it yet)",
+        kb::KVM_CAP_EXCEPTION_PAYLOAD,
+        "exception_payload",
+        "`--apf user`: page faults are injected with their address",
     ),
     wanted(
         kb::KVM_CAP_X86_USER_SPACE_MSR,
         "x86_user_space_msr",
-        "`--apf off`: KVM's paravirtual areas are pinned",
+        "`--apf user` and `off`: KVM's paravirtual areas are pinned",
     ),
     wanted(
         kb::KVM_CAP_X86_MSR_FILTER,
         "x86_msr_filter",
-        "`--apf off`: KVM's paravirtual areas are pinned",
+        "`--apf user` and `off`: KVM's paravirtual areas are pinned",
     ),
     wanted(
         kb::KVM_CAP_EXIT_ON_EMULATION_FAILURE,
         "exit_on_emulation_failure",
-        "`--apf off`: instructions on evicted pages",
+        "`--apf user` and `off`: instructions on evicted pages",
     ),
 ];
 
@@ -246,17 +247,16 @@ fn guest(facts: &Facts) -> Check {
 fn poison_marker(facts: &Facts) -> Check {
     let check = check(
         "kvm.poison-marker",
-        "`--apf off`: faults with their address, on the vCPU's own thread",
+        "`--apf user` (the default) and `off`: faults with their address, on the vCPU's own thread",
     );
     if facts.kvm.is_none() {
         return check.skip("not tried: /dev/kvm does not open");
     }
     match facts.probe.outcome(Step::PoisonMarker) {
         Some(Outcome::Passed) => check.pass("SIGBUS with the address, served, re-entered"),
-        Some(Outcome::Failed { reason }) if facts.probe.can_run() => check.warn(
-            reason,
-            "Linux 6.6 or later; `--apf host` and `kernel`, the default, do without it",
-        ),
+        Some(Outcome::Failed { reason }) if facts.probe.can_run() => {
+            check.warn(reason, "Linux 6.6 or later; without it `--apf kernel` is the default")
+        }
         Some(Outcome::Failed { reason }) => {
             check.warn(reason, format!("as kvm.guest: {USE_NESTED}"))
         }

@@ -85,7 +85,7 @@ fn feature(facts: &Facts, feature: UffdFeature, check: super::Unfinished) -> Che
     let found = format!("this kernel's userfaultfd does not have bit {:#x}", feature.bit());
     match feature {
         UffdFeature::Poison => {
-            check.warn(found, "Linux 6.6 or later; the modes `host` and `kernel` do without it")
+            check.warn(found, "Linux 6.6 or later; without it `--apf kernel` is the default")
         }
         UffdFeature::MissingShmem | UffdFeature::MinorShmem => {
             check.fail(found, "Linux 5.14 or later, with CONFIG_USERFAULTFD and CONFIG_SHMEM")
