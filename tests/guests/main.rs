@@ -13,6 +13,7 @@ mod control;
 mod damaged;
 mod doctor;
 mod exits;
+mod hazards;
 mod hostile;
 mod interactive;
 mod kernels;
@@ -59,6 +60,7 @@ fn main() {
         ("damaged", damaged::TESTS),
         ("doctor", doctor::TESTS),
         ("exits", exits::TESTS),
+        ("hazards", hazards::TESTS),
         ("hostile", hostile::TESTS),
         ("interactive", interactive::TESTS),
         ("paging", paging::TESTS),

@@ -43,3 +43,9 @@ pub fn vmlinux() -> PathBuf {
 pub fn initramfs() -> PathBuf {
     image("initramfs.cpio")
 }
+
+/// The bare-metal test kernel (images/test-kernel).
+#[must_use]
+pub fn test_kernel() -> PathBuf {
+    image("test-kernel")
+}

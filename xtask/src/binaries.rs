@@ -13,7 +13,17 @@ use crate::{child, paths, signals};
 /// The target that makes cargo tell build scripts and programs apart: only programs are static.
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Static linking against glibc.
-const STATIC: &str = "-Ctarget-feature=+crt-static";
+const STATIC: &[&str] = &["-Ctarget-feature=+crt-static"];
+/// No start files and no loader, at the addresses of a linker script that comes behind.
+const BARE: &[&str] = &[
+    "-Crelocation-model=static",
+    "-Clink-arg=-nostartfiles",
+    "-Clink-arg=-static",
+    "-Clink-arg=-no-pie",
+    "-Clink-arg=-Wl,--build-id=none",
+];
+/// The test kernel's linker script, in the workspace.
+const LINKER_SCRIPT: &str = "images/test-kernel/link.ld";
 
 /// cargo in the workspace's root.
 pub(crate) fn cargo() -> Command {
@@ -25,18 +35,28 @@ pub(crate) fn cargo() -> Command {
 /// The VMM, binary `nowait`.
 pub(crate) fn nowait() -> Result<PathBuf> {
     let arguments = ["build", "--release", "-p", "vmm", "--bin", "nowait"];
-    only(build("nowait", &arguments)?, "nowait")
+    only(build("nowait", &arguments, STATIC)?, "nowait")
 }
 
 /// The guest agent.
 pub(crate) fn agent() -> Result<PathBuf> {
     let arguments = ["build", "--profile", "guest", "-p", "nowait-agent", "--bin", "nowait-agent"];
-    only(build("agent", &arguments)?, "nowait-agent")
+    only(build("agent", &arguments, STATIC)?, "nowait-agent")
+}
+
+/// The bare-metal test kernel, as ELF64.
+pub(crate) fn test_kernel() -> Result<PathBuf> {
+    const NAME: &str = "nowait-test-kernel";
+    let script = paths::root().join(LINKER_SCRIPT);
+    let script = format!("-Clink-arg=-Wl,-T,{}", script.display());
+    let arguments = ["build", "--profile", "guest", "-p", NAME, "--bin", NAME];
+    only(build("test kernel", &arguments, &[BARE, &[script.as_str()]].concat())?, NAME)
 }
 
 /// A binary of the tests crate.
 pub(crate) fn tests_binary(name: &str) -> Result<PathBuf> {
-    only(build(name, &["build", "--release", "-p", "nowait-tests", "--bin", name])?, name)
+    let arguments = ["build", "--release", "-p", "nowait-tests", "--bin", name];
+    only(build(name, &arguments, STATIC)?, name)
 }
 
 /// The tests crate's programs of guest tests. Its unit tests need no guest and run with the others.
@@ -44,6 +64,7 @@ pub(crate) fn guest_tests() -> Result<Vec<Executable>> {
     let mut all = build(
         "guest tests",
         &["test", "--no-run", "--release", "-p", "nowait-tests", "--test", "*"],
+        STATIC,
     )?;
     all.retain(|executable| executable.test);
     Ok(all)
@@ -86,15 +107,15 @@ fn only(executables: Vec<Executable>, name: &str) -> Result<PathBuf> {
         .with_context(|| format!("cargo built no program {name}"))
 }
 
-/// Runs cargo with its own progress on stderr; the programs that came out.
-fn build(what: &str, arguments: &[&str]) -> Result<Vec<Executable>> {
+/// Runs cargo with these flags for rustc, with its own progress on stderr; the programs that came out.
+fn build(what: &str, arguments: &[&str], flags: &[&str]) -> Result<Vec<Executable>> {
     let mut command = cargo();
     command
         .args(arguments)
         .args(["--quiet", "--target", TARGET, "--message-format=json-render-diagnostics"])
         // The strongest way to set flags, so that a RUSTFLAGS of the user's does not undo ours.
         .env_remove("RUSTFLAGS")
-        .env("CARGO_ENCODED_RUSTFLAGS", STATIC)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     let step = crate::progress::Quiet::begin(what);

@@ -10,7 +10,11 @@
 //!
 //! The host treats everything that arrives here as hostile: lines and lists are bounded by the
 //! constants in these modules, and a message that does not parse is an error, never a panic.
+#![cfg_attr(not(any(test, feature = "agent")), no_std)]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
+#[cfg(feature = "agent")]
 pub mod agent;
 pub mod paging;

@@ -14,6 +14,8 @@
 //!   32  u64  guest frame numbers, `count` of them
 //! ```
 
+use alloc::vec::Vec;
+
 /// The I/O port of the paging request, 32 bits wide.
 pub const PORT: u16 = 0x6e70;
 /// The size of a request: one page, in bytes.
@@ -23,7 +25,8 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"nwpaging");
 /// The largest number of guest frame numbers in one request.
 pub const MAX_GFNS: usize = (PAGE_BYTES - HEADER_BYTES) / 8;
 
-const HEADER_BYTES: usize = 32;
+/// Where the frame numbers begin, in bytes.
+pub const HEADER_BYTES: usize = 32;
 const STATUS_OFFSET: usize = 16;
 
 /// The operation: evict the listed pages to the store.
@@ -102,18 +105,31 @@ impl Request {
     /// When there are more than [`MAX_GFNS`] frame numbers.
     pub fn encode(&self, page: &mut [u8; PAGE_BYTES]) -> Result<(), DecodeError> {
         let Self::Evict(gfns) = self;
-        if gfns.len() > MAX_GFNS {
-            return Err(DecodeError::Count(u32::try_from(gfns.len()).unwrap_or(u32::MAX)));
-        }
+        let header = evict_header(gfns.len())?;
         page.fill(0);
-        page[0..8].copy_from_slice(&MAGIC.to_le_bytes());
-        page[8..12].copy_from_slice(&OP_EVICT.to_le_bytes());
-        page[12..16].copy_from_slice(&(gfns.len() as u32).to_le_bytes());
+        page[..HEADER_BYTES].copy_from_slice(&header);
         for (slot, gfn) in page[HEADER_BYTES..].as_chunks_mut().0.iter_mut().zip(gfns) {
             *slot = gfn.to_le_bytes();
         }
         Ok(())
     }
+}
+
+/// The first bytes of a request to evict `count` frames, with the status [`Status::Pending`]; for guests
+/// that write the frame numbers behind it themselves.
+///
+/// # Errors
+/// When there are more than [`MAX_GFNS`].
+pub fn evict_header(count: usize) -> Result<[u8; HEADER_BYTES], DecodeError> {
+    let words = u32::try_from(count).unwrap_or(u32::MAX);
+    if count > MAX_GFNS {
+        return Err(DecodeError::Count(words));
+    }
+    let mut header = [0; HEADER_BYTES];
+    header[0..8].copy_from_slice(&MAGIC.to_le_bytes());
+    header[8..12].copy_from_slice(&OP_EVICT.to_le_bytes());
+    header[12..16].copy_from_slice(&words.to_le_bytes());
+    Ok(header)
 }
 
 /// The host's answer: status and pages done, in the eight bytes that stand at [`answer_offset`].

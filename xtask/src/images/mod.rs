@@ -1,4 +1,5 @@
-//! What a guest is booted from: our kernel, the initramfs with our agent, the distribution's kernel.
+//! What a guest is booted from: our kernel, the initramfs with our agent, the distribution's kernel, and
+//! the bare-metal test kernel.
 
 mod archive;
 mod distribution;
@@ -10,6 +11,7 @@ mod version;
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
@@ -20,7 +22,7 @@ pub(crate) use initramfs::{applets, static_busybox};
 pub(crate) use kernel::guest_kernel;
 pub(crate) use modules::Modules;
 
-use crate::{binaries, paths};
+use crate::{binaries, child, paths};
 
 /// A directory with all images under the names that tests and the nested machine know.
 pub(crate) struct Images {
@@ -29,7 +31,7 @@ pub(crate) struct Images {
 }
 
 /// File names in [`Images::dir`], and in `/images` of the nested machine.
-pub(crate) const NAMES: [&str; 3] = ["vmlinux", "initramfs.cpio", "debian-vmlinuz"];
+pub(crate) const NAMES: [&str; 4] = ["vmlinux", "initramfs.cpio", "debian-vmlinuz", "test-kernel"];
 
 /// Builds whatever of the images is not up to date.
 pub(crate) fn images() -> Result<Images> {
@@ -38,9 +40,18 @@ pub(crate) fn images() -> Result<Images> {
     let kernel = guest_kernel()?;
     let distribution = distribution_kernel()?;
     initramfs::guest_initramfs(&dir, &binaries::agent()?)?;
+    test_kernel(&binaries::test_kernel()?, &dir.join("test-kernel"))?;
     link(&kernel, &dir.join("vmlinux"))?;
     link(&distribution.bzimage, &dir.join("debian-vmlinuz"))?;
     Ok(Images { dir })
+}
+
+/// The test kernel as Multiboot 1 wants it: the same program in an ELF32 file.
+fn test_kernel(elf64: &Path, elf32: &Path) -> Result<()> {
+    let mut objcopy = Command::new("objcopy");
+    objcopy.args(["-O", "elf32-i386"]).arg(elf64).arg(elf32);
+    child::output(&mut objcopy).context("the test kernel cannot be made ELF32")?;
+    Ok(())
 }
 
 /// Makes `name` a link to `to`, replacing what was there in one step.
