@@ -282,7 +282,11 @@ impl Worker {
     fn after_interrupt(&self, vcpu: &mut Vcpu, faults: &mut Faults) -> Option<ExitReason> {
         let failed = |message: String| ExitReason::Failure { message };
         match faults.resolve(|| vcpu.guest_state(self.notifier.as_ref())) {
-            Resolved::NoFault | Resolved::Enter | Resolved::Interrupted => None,
+            Resolved::NoFault | Resolved::Interrupted => None,
+            Resolved::Enter => {
+                vcpu.fault_served(faults);
+                None
+            }
             Resolved::Notify(cr2) => {
                 if let Some(notifier) = &self.notifier {
                     notifier.time_injection(|| vcpu.inject_page_fault(cr2));

@@ -1,6 +1,7 @@
 //! KVM: opening it, making a VM out of guest RAM, and its vCPUs.
 
 pub mod cpuid;
+mod emulation;
 pub(crate) mod inject;
 pub mod kick;
 pub mod prefault;

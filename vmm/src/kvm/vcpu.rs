@@ -9,13 +9,13 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
+use super::emulation::Emulation;
 use super::kick::{Kicker, Running};
 use super::{KvmError, inject};
 use crate::boot::{Entry, regs};
 use crate::devices::{Bus, PortVerdict};
 use crate::exit::ExitReason;
 use crate::paging::areas::Areas;
-use crate::paging::walk::Held;
 use crate::paging::{Faults, Notifier};
 
 /// What KVM_RUN came back with, after the devices have answered.
@@ -36,8 +36,7 @@ pub struct Vcpu {
     fd: VcpuFd,
     index: u32,
     areas: Areas,
-    /// What the emulator needs for the instruction that it is at; until it is through.
-    held: Held,
+    emulation: Emulation,
     /// The address of the last instruction that KVM could not emulate, and how often in a row.
     stuck: Option<(u64, u32)>,
     /// It is halted artificially, or was when it was entered last.
@@ -100,7 +99,7 @@ impl Vcpu {
             fd,
             index,
             areas: Areas::default(),
-            held: Held::default(),
+            emulation: Emulation::default(),
             stuck: None,
             halted: None,
             armed: false,
@@ -190,6 +189,7 @@ impl Vcpu {
             Ok(VcpuExit::IoIn(port, data)) => {
                 let len = data.len();
                 self.port_in(bus, port, len);
+                self.emulation.port_access(&self.fd, faults);
                 Exit::Resume
             }
             Ok(VcpuExit::MmioRead(gpa, data)) => {
@@ -233,11 +233,19 @@ impl Vcpu {
         }
     }
 
+    /// The page of a marker fault has been brought.
+    pub(crate) fn fault_served(&mut self, faults: &Faults) {
+        self.emulation.fault_served(&self.fd, faults);
+    }
+
     /// An instruction's operand lay on a page that KVM could not reach, and was served by us: what the
     /// rest of the instruction needs is brought in and kept until the next such exit.
     fn after_operand(&mut self, served: Result<Served, PagerError>, faults: &mut Faults) -> Exit {
         match served {
-            Ok(Served::NoRam) => Exit::Resume,
+            Ok(Served::NoRam) => {
+                self.emulation.device_access(&self.fd, faults);
+                Exit::Resume
+            }
             Ok(Served::Ram) => self.hold(faults),
             Err(error) => self.cannot("serve an operand in guest RAM", &error),
         }
@@ -249,11 +257,8 @@ impl Vcpu {
             Ok(state) => state,
             Err(error) => return self.failure(format!("KVM_GET_REGS: {error}")),
         };
-        match Held::for_instruction(faults.pager(), faults.sleeper(), &regs, &sregs) {
-            Ok(held) => {
-                self.held = held;
-                Exit::Resume
-            }
+        match self.emulation.bring(faults, &regs, &sregs) {
+            Ok(()) => Exit::Resume,
             Err(error) => self.cannot("bring in what an instruction needs", &error),
         }
     }
@@ -319,6 +324,7 @@ impl Vcpu {
                 return Exit::Stop(reason);
             }
         }
+        self.emulation.port_access(&self.fd, faults);
         Exit::Resume
     }
 

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use core::arch::asm;
+use core::sync::atomic::Ordering;
 
 use nowait_wire::paging::PORT;
 
@@ -57,23 +58,27 @@ pub(super) fn operand(pages: Pages, bytes: u64) -> u64 {
     pages.address(0) + PAGE_BYTES - bytes / 2
 }
 
-/// `OUT` of a paging request, then `REP OUTSB`.
-pub(super) fn rep_outsb(request: u32, port: u16, from: u64, count: u64) {
-    // SAFETY: reads `count` bytes at `from`, which is mapped; the request names pages that come back.
-    unsafe {
-        asm!("out dx, eax", "mov edx, {port:e}", "rep outsb", port = in(reg) u32::from(port),
-            inout("edx") u32::from(PORT) => _, in("eax") request, inout("rsi") from => _,
-            inout("rcx") count => _, options(nostack));
-    }
+/// Code for each of the operands, in a block of its own too.
+pub(super) const SITES: [Pages; 2] = [Pages::new(6 * 512, 1), Pages::new(7 * 512, 1)];
+
+/// `OUT DX, EAX; MOV EDX, R8D; REP OUTSB; RET`, with 0 behind it.
+pub(super) const REP_OUTSB: u64 = u64::from_le_bytes([0xef, 0x44, 0x89, 0xc2, 0xf3, 0x6e, 0xc3, 0]);
+/// The same with `REP INSB`.
+pub(super) const REP_INSB: u64 = u64::from_le_bytes([0xef, 0x44, 0x89, 0xc2, 0xf3, 0x6c, 0xc3, 0]);
+
+/// Puts the code of a string instruction there, which has the paging request in front of it.
+pub(super) fn write_code(site: Pages, code: u64) {
+    site.words(0)[0].store(code, Ordering::SeqCst);
 }
 
-/// `OUT` of a paging request, then `REP INSB`.
-pub(super) fn rep_insb(request: u32, port: u16, to: u64, count: u64) {
-    // SAFETY: writes `count` bytes at `to`, which are a test's; otherwise as above.
+/// Runs it: `OUT` of a paging request, then the string instruction from or to `operand`.
+pub(super) fn run_code(site: Pages, request: u32, port: u16, operand: u64, count: u64) {
+    // SAFETY: one of the two codes above; it reads or writes `count` bytes of a test's pages, and the
+    // request names pages that come back.
     unsafe {
-        asm!("out dx, eax", "mov edx, {port:e}", "rep insb", port = in(reg) u32::from(port),
-            inout("edx") u32::from(PORT) => _, in("eax") request, inout("rdi") to => _,
-            inout("rcx") count => _, options(nostack));
+        asm!("call {site}", site = in(reg) site.address(0), in("edx") u32::from(PORT),
+            in("eax") request, in("r8d") u32::from(port), inout("rsi") operand => _,
+            inout("rdi") operand => _, inout("rcx") count => _, lateout("rdx") _);
     }
 }
 

@@ -14,7 +14,7 @@ pub(super) const TESTS: &[Test] =
 /// Where there is neither RAM nor a device: reads as ones.
 const NOTHING: u64 = 0xd000_0000;
 /// How often each is tried.
-const TRIES: u64 = 200;
+const TRIES: u64 = 50;
 /// The bytes of an operand.
 const BYTES: u64 = 4;
 

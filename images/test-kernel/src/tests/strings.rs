@@ -5,7 +5,7 @@ use alloc::format;
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use super::emulated::{self, Evicted, OPERANDS};
+use super::emulated::{self, Evicted, OPERANDS, SITES};
 use super::{Outcome, Test, false_faults};
 use crate::memory::{PAGE_BYTES, Pages};
 use crate::{boot, cpu, ensure, evict, memory, println, smp};
@@ -20,7 +20,7 @@ const COM2: u16 = 0x2f8;
 const MODEM_CONTROL: u16 = COM2 + 4;
 const LOOPBACK: u8 = 1 << 4;
 /// How often each instruction is tried.
-const TRIES: u64 = 500;
+const TRIES: u64 = 100;
 /// The bytes of each.
 const BYTES: u64 = 16;
 
@@ -45,47 +45,63 @@ fn get(pages: Pages, offset: u64) -> u8 {
     (word.load(Ordering::SeqCst) >> shift) as u8
 }
 
-/// One try; the bytes that are not what they should be.
-fn out_and_back(try_: u64, evicted: Evicted, pages: Pages) -> u64 {
-    (0..BYTES).for_each(|offset| put(pages, offset, byte(try_, offset)));
-    let request = evict::prepare(evicted.frames(pages));
-    emulated::rep_outsb(request, COM2, emulated::operand(pages, BYTES), BYTES);
+/// A way to try; both return the bytes that are not what they should be.
+struct Way {
+    name: &'static str,
+    code: u64,
+    once: fn(u64, Evicted, usize) -> u64,
+}
+
+const OUTS: Way = Way { name: "rep-outs", code: emulated::REP_OUTSB, once: out_and_back };
+const INS: Way = Way { name: "rep-ins", code: emulated::REP_INSB, once: in_from_there };
+
+fn run(evicted: Evicted, number: usize) {
+    let (pages, site) = (OPERANDS[number], SITES[number]);
+    let code = site.frames().filter(|_| evicted == Evicted::Everything);
+    let request = evict::prepare(evicted.frames(pages).chain(code));
+    emulated::run_code(site, request, COM2, emulated::operand(pages, BYTES), BYTES);
     false_faults::progress();
+}
+
+fn out_and_back(try_: u64, evicted: Evicted, number: usize) -> u64 {
+    (0..BYTES).for_each(|offset| put(OPERANDS[number], offset, byte(try_, offset)));
+    run(evicted, number);
     (0..BYTES).filter(|offset| cpu::in8(COM2) != byte(try_, *offset)).count() as u64
 }
 
-/// One try; the bytes that are not what they should be.
-fn in_from_there(try_: u64, evicted: Evicted, pages: Pages) -> u64 {
+fn in_from_there(try_: u64, evicted: Evicted, number: usize) -> u64 {
     for offset in 0..BYTES {
-        put(pages, offset, 0);
+        put(OPERANDS[number], offset, 0);
         cpu::out8(COM2, byte(try_, offset));
     }
-    let request = evict::prepare(evicted.frames(pages));
-    emulated::rep_insb(request, COM2, emulated::operand(pages, BYTES), BYTES);
-    false_faults::progress();
-    (0..BYTES).filter(|offset| get(pages, *offset) != byte(try_, *offset)).count() as u64
+    run(evicted, number);
+    let wrong = |offset: &u64| get(OPERANDS[number], *offset) != byte(try_, *offset);
+    (0..BYTES).filter(wrong).count() as u64
 }
 
-type Try = fn(u64, Evicted, Pages) -> u64;
-
-fn measure(what: &str, one: Try) -> Outcome {
+fn begin(way: &Way) {
+    SITES.iter().for_each(|site| emulated::write_code(*site, way.code));
     cpu::out8(MODEM_CONTROL, LOOPBACK);
+}
+
+fn measure(way: &Way) -> Outcome {
+    begin(way);
     let mut all_wrong = 0;
     for evicted in Evicted::ALL {
-        // Over and over with the same operand, and with two by turns.
-        for operands in [&OPERANDS[..1], &OPERANDS[..]] {
+        // Over and over with the same operand and code, and with two by turns.
+        for operands in [1, 2] {
             let (mut wrong, mut gone) = (0, 0);
             false_faults::begin();
-            for (try_, pages) in (0..TRIES).zip(operands.iter().cycle()) {
-                wrong += one(try_, evicted, *pages);
+            for (try_, number) in (0..TRIES).zip((0..operands).cycle()) {
+                wrong += (way.once)(try_, evicted, number);
                 gone += evict::answer().map_err(|why| format!("{why:?}"))?;
             }
             let faults = false_faults::end();
             all_wrong += wrong;
             println!(
-                "measured: {what} evicted={evicted:?} operands={} tries={TRIES} pages={gone} \
+                "measured: {} evicted={evicted:?} operands={operands} tries={TRIES} pages={gone} \
                  false-faults={faults} wrong={wrong}",
-                operands.len()
+                way.name
             );
         }
     }
@@ -95,11 +111,11 @@ fn measure(what: &str, one: Try) -> Outcome {
 }
 
 fn outs() -> Outcome {
-    measure("rep-outs", out_and_back)
+    measure(&OUTS)
 }
 
 fn ins() -> Outcome {
-    measure("rep-ins", in_from_there)
+    measure(&INS)
 }
 
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -107,27 +123,31 @@ static STOP: AtomicBool = AtomicBool::new(false);
 /// The second processor: evicts all that the first one needs, over and over.
 fn keep_evicting(_: u64) {
     while !STOP.load(Ordering::SeqCst) {
-        let operands = OPERANDS.iter().flat_map(Pages::frames);
+        let operands = OPERANDS.iter().chain(&SITES).flat_map(Pages::frames);
         let _ = evict::frames(operands.chain(boot::kernel_frames()));
     }
 }
 
 fn beside_eviction() -> Outcome {
     smp::start().map_err(|why| format!("{why:?}"))?;
-    cpu::out8(MODEM_CONTROL, LOOPBACK);
     STOP.store(false, Ordering::SeqCst);
     false_faults::begin();
     smp::give(keep_evicting, 0);
     let mut wrong = 0;
-    for (try_, pages) in (0..TRIES).zip(OPERANDS.iter().cycle()) {
-        wrong += out_and_back(try_, Evicted::Nothing, *pages);
-        wrong += in_from_there(try_, Evicted::Nothing, *pages);
+    for way in [&OUTS, &INS] {
+        begin(way);
+        for try_ in 0..TRIES {
+            wrong += (way.once)(try_, Evicted::Nothing, (try_ % 2) as usize);
+        }
     }
     STOP.store(true, Ordering::SeqCst);
     smp::wait();
     let faults = false_faults::end();
     cpu::out8(MODEM_CONTROL, 0);
-    println!("measured: rep-beside-eviction tries={TRIES} false-faults={faults} wrong={wrong}");
+    println!(
+        "measured: rep-beside-eviction tries={} false-faults={faults} wrong={wrong}",
+        2 * TRIES
+    );
     ensure!(wrong == 0, "{wrong} bytes are wrong");
     Ok(())
 }
