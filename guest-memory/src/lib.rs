@@ -20,6 +20,9 @@
 
 mod address;
 mod checksum;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod layout;
 mod loom;
 #[cfg(all(test, loom))]

@@ -212,6 +212,19 @@ impl Room {
         limit.saturating_sub(self.stored_pages()).max(FLOOR_PAGES.min(limit))
     }
 
+    /// Pages of the RAM file that are, or may be, in memory.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn used_pages(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// How many pages there is room for, also when evictions fail.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn free_pages(&self) -> u64 {
+        let limit = self.limit.load(Ordering::Relaxed);
+        limit.min(FLOOR_PAGES).saturating_sub(self.used_pages())
+    }
+
     /// How many pages have to go so that faults find room, beside those on their way.
     pub(crate) fn excess(&self) -> u64 {
         self.over().saturating_sub(self.leaving.load(Ordering::Relaxed))

@@ -9,6 +9,7 @@ mod cache;
 mod child;
 mod demo;
 mod exit;
+mod fuzz;
 mod images;
 mod nested;
 mod paths;
@@ -49,6 +50,8 @@ enum Task {
     /// Measure
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Feed the fuzz targets, all or one, with inputs that lead to new places
+    Fuzz(fuzz::Options),
     /// Check what the repository promises of its own files
     Tidy,
 }
@@ -128,6 +131,7 @@ fn run(task: Task) -> Result<u8> {
         }
         Task::Nested(options) => options.run(),
         Task::Bench(bench) => bench.run(),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Tidy => tidy::run(),
     }
 }

@@ -22,9 +22,10 @@ const fn need(package: &'static str, shown_by: &'static str, why: &'static str) 
     Need { package, shown_by, why }
 }
 
-const NEEDS: [Need; 15] = [
+const NEEDS: [Need; 16] = [
     need("binutils", "objcopy", "the test kernel"),
     need("gcc", "gcc", "guest kernel"),
+    need("g++", "g++", "fuzzing (libFuzzer)"),
     need("libc6-dev", "/usr/include/stdio.h", "static binaries, guest kernel"),
     need("make", "make", "guest kernel"),
     need("flex", "flex", "guest kernel"),

@@ -38,7 +38,7 @@ impl Core {
     }
 
     /// One turn; says how soon the next is due if nobody asks before.
-    fn make_room(self: &Arc<Self>) -> Option<Duration> {
+    pub(super) fn make_room(self: &Arc<Self>) -> Option<Duration> {
         if !self.room.is_tight() {
             // Whether evictions work does not matter any more.
             self.evictions_work();

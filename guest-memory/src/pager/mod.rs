@@ -19,6 +19,8 @@ mod error;
 mod events;
 mod evictor;
 mod first;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod install;
 mod pin;
 mod second;

@@ -37,6 +37,8 @@ use std::time::Duration;
 pub use error::{OpenError, StoreError, Trouble};
 pub use file::FileError;
 pub use meter::{LatencyReport, TierReport};
+#[cfg(any(test, fuzzing))]
+pub(crate) use nbd::fuzzing as nbd_fuzzing;
 pub use nbd::{ConnectError, HandshakeError, NbdError};
 pub use open::open;
 pub use spec::{

@@ -40,6 +40,19 @@ pub fn open(text: &str) -> Result<Arc<dyn Store>, StoreError> {
     super::open(&text.parse::<StoreSpec>().unwrap_or_else(|error| panic!("{text}: {error}")))
 }
 
+/// The usual stack, with a store of the caller's behind what is compressed.
+///
+/// # Errors
+/// As [`open`](super::open()).
+#[cfg(any(test, fuzzing))]
+pub(crate) fn compressed_before(
+    budget_bytes: u64,
+    behind: Arc<dyn Store>,
+) -> Result<Arc<dyn Store>, StoreError> {
+    let compressed = super::tiered::Tiered::new(budget_bytes, Some(behind))?;
+    Ok(Arc::new(super::same::Same::new(Arc::new(compressed))))
+}
+
 /// Stores one page.
 ///
 /// # Errors

@@ -11,9 +11,9 @@ use clap::Args;
 
 use crate::accel::Force;
 use crate::progress::{self, Step};
-use crate::{binaries, child, exit, paths, setup, signals, tidy, tools};
+use crate::{binaries, child, exit, fuzz, paths, setup, signals, tidy, tools};
 pub(crate) use guests::on_host_command;
-use libtest::Counts;
+pub(crate) use libtest::Counts;
 
 /// The command line of `test`.
 #[derive(Args)]
@@ -115,6 +115,7 @@ pub(crate) fn test(options: &Options) -> Result<u8> {
     summary.check("tidy", |_| tidy::check())?;
     summary.tests("unit tests", unit_tests)?;
     summary.tests("loom", loom)?;
+    summary.tests("fuzz", fuzz::test)?;
     summary.tests("guest tests", || guests::run(options.force, None))?;
     Ok(summary.finish())
 }

@@ -95,6 +95,16 @@ impl Client {
     /// Connects.
     pub(super) fn connect(spec: &NbdSpec, timing: Timing) -> Result<Self, ConnectError> {
         let (socket, geometry) = socket::connect(spec, timing.connect)?;
+        Self::over(spec, timing, socket, geometry).map_err(ConnectError::Socket)
+    }
+
+    /// Over a socket on which the handshake is done.
+    pub(super) fn over(
+        spec: &NbdSpec,
+        timing: Timing,
+        socket: Socket,
+        geometry: Geometry,
+    ) -> io::Result<Self> {
         let connection = Arc::new(Connection { socket, sender: Mutex::new(()) });
         let inner = Arc::new(Inner {
             spec: spec.clone(),
@@ -108,10 +118,7 @@ impl Client {
             losses: Counter::default(),
         });
         let keeper = inner.clone();
-        thread::Builder::new()
-            .name("nbd".into())
-            .spawn(move || keeper.keep(connection))
-            .map_err(ConnectError::Socket)?;
+        thread::Builder::new().name("nbd".into()).spawn(move || keeper.keep(connection))?;
         Ok(Self { inner })
     }
 

@@ -9,6 +9,8 @@
 //! server may do what it was asked at any time after that.
 
 mod client;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod handshake;
 mod pending;
 mod replies;
