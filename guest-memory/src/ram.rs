@@ -84,6 +84,17 @@ impl GuestRam {
         let bytes = layout.total_bytes();
         let file = memfd::create(c"nowait-ram", bytes)
             .map_err(|source| RamError::File { bytes, source })?;
+        Self::in_file(layout, file)
+    }
+
+    /// As [`GuestRam::new`], in a file of the caller's in a tmpfs, all of it a hole. For tests: such a
+    /// file system can be full.
+    ///
+    /// # Errors
+    /// When one of the file's mappings cannot be had.
+    #[doc(hidden)]
+    pub fn in_file(layout: &RamLayout, file: File) -> Result<Self, RamError> {
+        let bytes = layout.total_bytes();
         let refused = |mapping| move |source| RamError::Map { mapping, bytes, source };
         let too_long = |_| io::Error::from_raw_os_error(libc::ENOMEM);
         let mapping = usize::try_from(bytes)

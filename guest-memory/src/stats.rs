@@ -109,6 +109,8 @@ counters! {
     outstanding_max,
     /// Installations that the kernel put off (EAGAIN).
     install_retries,
+    /// Tries to fill or map a page that the host had no memory for; each was made again.
+    memory_waits,
     /// Markers put on pages.
     markers,
     /// Markers that the kernel refused.

@@ -9,6 +9,7 @@
 //!   Stored  --fault-->  Installing  at hand: filled at once
 //!                       Fetching    not at hand --fetched--> Installing, or Idle if nobody wants it
 //!   Mapped  --fault-->  Installing  the host took the entry away
+//!   Installing --not mapped--> Idle, --not filled--> Stored, Zero     the host has no memory for it now
 //!   Installing, Fetching --lost--> Failed
 //! ```
 //!
@@ -316,6 +317,12 @@ impl PageWord {
     pub(crate) fn unfilled(&mut self) -> OnSettled {
         self.owned(PageState::Installing);
         self.settle(PageState::Stored)
+    }
+
+    /// Edge, by the owner: the page's bytes are in the RAM file, but it could not be mapped, and is Idle.
+    pub(crate) fn not_mapped(&mut self) -> OnSettled {
+        self.owned(PageState::Installing);
+        self.settle(PageState::Idle)
     }
 
     /// Edge, by the owner: the page's bytes are lost.

@@ -139,7 +139,8 @@ impl Events {
         }
     }
 
-    /// A store that does not answer pauses the guest, which goes on when it does again.
+    /// A store that does not answer, or a host without memory, pauses the guest, which goes on when that is
+    /// over.
     fn watch_health(&mut self, pauser: &Pauser, pager: &Pager) {
         if pager.event().read().is_err() {
             return;
@@ -151,9 +152,19 @@ impl Events {
                 say(&format!("the guest is paused until its store answers again: {why}"));
             }
             (Some(_), None) => {
-                let user = pauser.change(|pauses| pauses.store = false).user;
-                let guest = if user { "is still paused by the control socket" } else { "goes on" };
-                say(&format!("the store answers again: the guest {guest}"));
+                let now = pauser.change(|pauses| pauses.store = false);
+                say(&format!("the store answers again: the guest {}", goes_on(now)));
+            }
+            _ => {}
+        }
+        match (&before.memory, &now.memory) {
+            (None, Some(why)) => {
+                pauser.change(|pauses| pauses.memory = true);
+                say(&format!("the guest is paused until the host has memory for it again: {why}"));
+            }
+            (Some(_), None) => {
+                let now = pauser.change(|pauses| pauses.memory = false);
+                say(&format!("the host has memory again: the guest {}", goes_on(now)));
             }
             _ => {}
         }
@@ -175,6 +186,9 @@ impl Events {
             (false, true) if now.user => say("the guest is paused by the control socket"),
             (true, false) if self.health.reads.is_some() => {
                 say("the guest goes on by the control socket; its store does not answer yet");
+            }
+            (true, false) if self.health.memory.is_some() => {
+                say("the guest goes on by the control socket; the host has no memory for it yet");
             }
             (true, false) if before.user => say("the guest goes on by the control socket"),
             _ => {}
@@ -311,6 +325,16 @@ impl Events {
         self.typed.drain(..taken);
         let taken = self.bus.agent.send(&self.unsent);
         self.unsent.drain(..taken);
+    }
+}
+
+/// What a guest does for which one reason to be paused is gone.
+fn goes_on(pauses: Pauses) -> &'static str {
+    match pauses {
+        Pauses { user: true, .. } => "is still paused by the control socket",
+        Pauses { store: true, .. } => "is still paused: its store does not answer",
+        Pauses { memory: true, .. } => "is still paused: the host has no memory for it",
+        _ => "goes on",
     }
 }
 

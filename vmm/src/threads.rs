@@ -68,6 +68,8 @@ struct GateState {
 pub(crate) struct Pauses {
     /// The store does not answer.
     pub(crate) store: bool,
+    /// The host has no memory for pages.
+    pub(crate) memory: bool,
     /// A user wants it.
     pub(crate) user: bool,
 }
@@ -75,7 +77,7 @@ pub(crate) struct Pauses {
 impl Pauses {
     /// Is there a reason?
     pub(crate) fn any(self) -> bool {
-        self.store || self.user
+        self.store || self.memory || self.user
     }
 }
 

@@ -110,7 +110,7 @@ impl Core {
         }
     }
 
-    /// An error about some pages, with the frame's number.
+    /// An error about some pages, with the frame's number. EIO and EHWPOISON of memory are the memory's.
     pub(super) fn on_pages(
         &self,
         action: &'static str,
@@ -118,7 +118,10 @@ impl Core {
     ) -> impl FnOnce(io::Error) -> PagerError + use<> {
         let gfn = self.layout.gfn_of(run.first());
         let pages = run.pages();
-        move |source| PagerError::Pages { action, gfn, pages, source }
+        move |source| match source.raw_os_error() {
+            Some(libc::EIO | libc::EHWPOISON) => PagerError::Memory { gfn, source },
+            _ => PagerError::Pages { action, gfn, pages, source },
+        }
     }
 
     /// Keeps the account of what the store has in memory up to date.

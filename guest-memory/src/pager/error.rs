@@ -47,6 +47,17 @@ pub enum PagerError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The host's memory has lost a page.
+    #[error(
+        "guest frame {gfn} is lost: a memory error of the host, or of its swap ({source}); its kernel log \
+         says more"
+    )]
+    Memory {
+        /// The page.
+        gfn: Gfn,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// A page cannot be had back from the store: the guest cannot go on.
     #[error("guest frame {gfn} is lost: {source}")]
     Fetch {

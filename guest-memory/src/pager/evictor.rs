@@ -63,7 +63,7 @@ impl Core {
     }
 
     /// Unmaps a batch of pages, if the policy has any; returns how many it had.
-    fn age(&self) -> usize {
+    fn age(self: &Arc<Self>) -> usize {
         let mut pages = Vec::with_capacity(BATCH_PAGES);
         self.policy_always().age(BATCH_PAGES, &mut pages);
         let chosen = pages.len();

@@ -2,11 +2,14 @@
 //! a [`Retry`]. It runs on vCPU threads (faults on markers), on the pager thread (userfaultfd) and for
 //! devices, takes locks only that nobody holds across I/O, and makes no system call that does I/O.
 
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::core::{Core, MARKED_BLOCK_PAGES};
+use super::install::Refused;
+use super::trouble::WaitsFor;
 use super::work::{Job, Work};
 use crate::address::{PAGE_SIZE, PageBytes, PageIndex, PageRun};
 use crate::checksum::checksum;
@@ -77,7 +80,7 @@ impl Core {
     }
 
     /// A fault on an idle page is the one access hint that there is.
-    fn touched(&self, page: PageIndex) -> First {
+    fn touched(self: &Arc<Self>, page: PageIndex) -> First {
         self.counters.hits_idle.add(1);
         self.map_owned_and(page, || {
             if let Some(mut policy) = self.policy() {
@@ -106,7 +109,8 @@ impl Core {
         if self.markers && source == Source::Userfault {
             self.mark_block(page);
         }
-        self.install_zeros(run);
+        // Of no effect unless the page itself cannot be had now.
+        self.install_zeros(page, run, Work::new(Arc::clone(self), Job::Zero(page)));
         First::Hit
     }
 
@@ -125,23 +129,26 @@ impl Core {
             self.counters.retries.add(1);
             return self.retry(Job::Fetch(page, slot));
         }
+        if self.fill(page, &bytes).is_err() {
+            // No memory now; the second pass waits for some, or finds out what is wrong.
+            self.room.give(1);
+            let _generation = self.table.edge(page, PageWord::fill_missed);
+            self.counters.retries.add(1);
+            return self.retry(Job::Fetch(page, slot));
+        }
         self.counters.hits_stored.add(1);
-        self.install_filled(page, &bytes);
+        self.enter_and_map(page);
         First::Hit
     }
 
-    /// The page is the caller's, its room is taken and these are its bytes: maps it. What the store has
-    /// of it in memory is given back.
-    pub(super) fn install_filled(&self, page: PageIndex, bytes: &PageBytes) {
-        if let Err(error) = self.file.write_all_at(bytes, page.file_offset()) {
-            let error = self.on_pages("fill", PageRun::single(page))(error);
-            return self.give_up(page, error);
-        }
-        self.enter_and_map(page);
+    /// Puts the bytes of a page that is the caller's into the RAM file.
+    pub(super) fn fill(&self, page: PageIndex, bytes: &PageBytes) -> io::Result<()> {
+        self.file.write_all_at(bytes, page.file_offset())
     }
 
-    /// The page is the caller's and filled: it is one of the pages in memory from now on.
-    pub(super) fn enter_and_map(&self, page: PageIndex) {
+    /// The page is the caller's and filled: it is one of the pages in memory from now on. What the store
+    /// has of it in memory is given back.
+    pub(super) fn enter_and_map(self: &Arc<Self>, page: PageIndex) {
         self.map_owned_and(page, || {
             self.forget_copy_in_memory(page);
             if let Some(mut policy) = self.policy() {
@@ -170,19 +177,23 @@ impl Core {
     }
 
     /// Maps a page that is the caller's and whose bytes are in the RAM file, and tells whoever waits.
-    pub(super) fn map_owned(&self, page: PageIndex) {
+    pub(super) fn map_owned(self: &Arc<Self>, page: PageIndex) {
         self.map_owned_and(page, || {});
     }
 
     /// Does the books of the page between its mapping and the end of the ownership: whoever sleeps on
     /// it in the kernel runs already.
-    fn map_owned_and(&self, page: PageIndex, books: impl FnOnce()) {
+    fn map_owned_and(self: &Arc<Self>, page: PageIndex, books: impl FnOnce()) {
         let mapped = self.map_until_done(PageRun::single(page));
         books();
-        if let Err(error) = mapped {
-            return self.give_up(page, error);
+        match mapped {
+            Ok(()) => self.put_back(page, self.table.edge(page, PageWord::installed)),
+            Err(Refused { error, transient: true }) => {
+                let work = Work::new(Arc::clone(self), Job::Remap(page));
+                self.again_for(work, WaitsFor::Memory, &error);
+            }
+            Err(Refused { error, .. }) => self.give_up(page, error),
         }
-        self.put_back(page, self.table.edge(page, PageWord::installed));
     }
 
     /// Puts the claimed neighbours of `page` back.
@@ -203,30 +214,65 @@ impl Core {
         }
     }
 
-    /// Installs zero pages in a run that is the caller's and whose room is taken.
-    pub(super) fn install_zeros(&self, run: PageRun) {
+    /// Installs zero pages in a run that is the caller's and whose room is taken, for a fault on `page`.
+    /// That page is `work`'s, which is done again when there is no memory for it now.
+    pub(super) fn install_zeros(self: &Arc<Self>, page: PageIndex, run: PageRun, mut work: Work) {
         // Counted first: whoever waits runs as soon as the page is there.
         self.counters.pages_touched.add(run.pages().into());
         self.counters.zero_faults.add(1);
         self.counters.fault_around_pages.add(u64::from(run.pages()) - 1);
         let outcome = self.userfault.zero(run);
-        let whole = matches!(outcome, Ok(Outcome::Done));
-        for each in run.iter() {
-            // The kernel stopped somewhere in the run: asks for each page alone, for a clear answer.
-            if !whole && let Err(error) = self.zero_until_done(each) {
-                self.give_up(each, error);
-            }
-        }
+        let missing = match outcome {
+            Ok(Outcome::Done) => Vec::new(),
+            _ => self.zero_one_by_one(page, run),
+        };
+        let missed = |each: &PageIndex| missing.iter().any(|(missed, _)| missed == each);
         if let Some(mut policy) = self.policy() {
-            run.iter().for_each(|each| policy.entered(each, Entry::Fresh));
+            let there = run.iter().filter(|each| !missed(each));
+            there.for_each(|each| policy.entered(each, Entry::Fresh));
         }
-        let mapped = |each: &PageIndex| self.table.state(*each) == PageState::Installing;
-        for each in run.iter().filter(mapped) {
+        for each in run.iter().filter(|each| !missed(each)) {
             self.put_back(each, self.table.edge(each, PageWord::installed));
         }
-        if run.pages() > 1 {
+        if run.pages() > 1 && missing.is_empty() {
             self.tell_mapped(run);
         }
+        self.counters.pages_touched.sub(missing.len() as u64);
+        self.room.give(missing.len() as u64);
+        let mut again = None;
+        for (each, refused) in missing {
+            match refused {
+                Some(Refused { error, transient: false }) => {
+                    if each == page {
+                        work.done();
+                    }
+                    self.give_up(each, error);
+                }
+                Some(Refused { error, .. }) if each == page => again = Some(error),
+                // A neighbour need not come now.
+                _ => self.put_back(each, self.table.edge(each, PageWord::zero_again)),
+            }
+        }
+        match again {
+            Some(error) => self.again_for(work, WaitsFor::Memory, &error),
+            None => work.done(),
+        }
+    }
+
+    /// The kernel stopped somewhere in the run: asks for each page alone, for a clear answer. Returns those
+    /// that are not there. Where there is no memory for one, only `page` is asked for after it.
+    fn zero_one_by_one(&self, page: PageIndex, run: PageRun) -> Vec<(PageIndex, Option<Refused>)> {
+        let mut missing = Vec::new();
+        let mut short = false;
+        for each in run.iter() {
+            if short && each != page {
+                missing.push((each, None));
+            } else if let Err(refused) = self.zero_until_done(each) {
+                short |= refused.transient;
+                missing.push((each, Some(refused)));
+            }
+        }
+        missing
     }
 
     /// Marks the untouched pages of the block, once: from here on their faults come to the vCPU threads.

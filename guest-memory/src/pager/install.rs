@@ -1,11 +1,13 @@
 //! The one place where pages are mapped, unmapped and marked, and where the kernel's verdicts are
-//! answered. EEXIST and EAGAIN are verdicts, not errors.
+//! answered. EEXIST and EAGAIN are verdicts, not errors; a want of memory is the caller's to wait out.
 
+use std::io;
 use std::thread;
 use std::time::Duration;
 
 use super::PagerError;
 use super::core::Core;
+use super::trouble::is_want_of_memory;
 use crate::address::{PageIndex, PageRun};
 use crate::sys::Outcome;
 
@@ -14,9 +16,17 @@ use crate::sys::Outcome;
 const TRIES: u32 = 10_000;
 const PAUSE: Duration = Duration::from_micros(200);
 
+/// Why pages were not mapped.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) error: PagerError,
+    /// The host has no memory now, which may pass.
+    pub(super) transient: bool,
+}
+
 impl Core {
     /// Maps pages whose bytes are in the RAM file, and wakes whoever sleeps on them in the kernel.
-    pub(super) fn map_until_done(&self, run: PageRun) -> Result<(), PagerError> {
+    pub(super) fn map_until_done(&self, run: PageRun) -> Result<(), Refused> {
         self.until_done("map", run, |run| match self.userfault.map(run)? {
             Outcome::Exists => {
                 // EEXIST wakes nobody, and somebody may have begun to wait before it was mapped.
@@ -28,7 +38,7 @@ impl Core {
     }
 
     /// Installs one zero page; if the RAM file has the page already, as part of a huge one, maps it.
-    pub(super) fn zero_until_done(&self, page: PageIndex) -> Result<(), PagerError> {
+    pub(super) fn zero_until_done(&self, page: PageIndex) -> Result<(), Refused> {
         self.until_done("install zeros in", PageRun::single(page), |run| {
             match self.userfault.zero(run)? {
                 Outcome::Exists => match self.userfault.map(run)? {
@@ -61,12 +71,16 @@ impl Core {
         &self,
         action: &'static str,
         run: PageRun,
-        call: impl Fn(PageRun) -> std::io::Result<Outcome>,
-    ) -> Result<(), PagerError> {
+        call: impl Fn(PageRun) -> io::Result<Outcome>,
+    ) -> Result<(), Refused> {
+        let refused = |run, error: io::Error| {
+            let transient = is_want_of_memory(&error);
+            Refused { error: self.on_pages(action, run)(error), transient }
+        };
         let mut left = Some(run);
         let mut tries = 0;
         while let Some(run) = left {
-            match call(run).map_err(self.on_pages(action, run))? {
+            match call(run).map_err(|error| refused(run, error))? {
                 Outcome::Done => left = None,
                 Outcome::Partial(pages) => left = run.suffix(pages),
                 Outcome::Exists => left = run.suffix(1),
@@ -76,8 +90,7 @@ impl Core {
                     thread::sleep(PAUSE);
                 }
                 Outcome::Again => {
-                    let again = std::io::Error::from_raw_os_error(libc::EAGAIN);
-                    return Err(self.on_pages(action, run)(again));
+                    return Err(refused(run, io::Error::from_raw_os_error(libc::EAGAIN)));
                 }
             }
         }

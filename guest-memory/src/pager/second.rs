@@ -1,12 +1,15 @@
 //! The second pass of a fault, on a worker: it may wait for the store and for room. A store that fails
 //! for a while is asked again and again; who waits for the page goes on waiting, and the VMM is told.
 
-use std::os::unix::fs::FileExt;
+use std::error::Error;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::PagerError;
 use super::core::Core;
+use super::install::Refused;
+use super::trouble::{WaitsFor, is_want_of_memory};
 use super::work::{Job, Work};
 use crate::address::{PAGE_SIZE, PageBytes, PageIndex, PageRun};
 use crate::checksum::checksum;
@@ -49,19 +52,20 @@ impl Core {
                 self.counters.fetch_latency.record(began.elapsed());
                 // Dropped, the work puts its page back.
                 let Ok(()) = self.take_room(pass) else { return };
+                if let Err(error) = self.fill(page, &bytes) {
+                    self.room.give(1);
+                    return self.not_filled(work, page, error);
+                }
                 work.done();
                 // The policy forgets with whom the page left when it hears that it is back.
                 let neighbours = self.neighbours(page);
-                self.install_fetched(page, &bytes);
+                self.install_fetched(page);
                 self.fetch_ahead(neighbours);
             }
             Err(Failed::Closed) => {}
             Err(Failed::Trouble(error)) => {
                 self.counters.read_errors.add(1);
-                if work.attempts + 1 >= TROUBLE_AFTER {
-                    self.trouble_with(&mut work, &error);
-                }
-                work.again();
+                self.again_for(work, WaitsFor::Store, &error);
             }
             Err(Failed::Damaged(error)) => {
                 self.counters.read_errors.add(1);
@@ -78,7 +82,7 @@ impl Core {
     /// Reads a page ahead of its fault. Dropped, the work puts it back: nobody may ever want it, and who
     /// does faults again.
     pub(super) fn second_prefetch(
-        &self,
+        self: &Arc<Self>,
         mut work: Work,
         page: PageIndex,
         slot: Slot,
@@ -91,10 +95,39 @@ impl Core {
         let mut bytes = [0; PAGE_SIZE];
         let read = self.read(page, slot, &mut bytes, pass);
         if read.is_ok() && self.room.try_take(1) {
-            self.counters.prefetched_pages.add(1);
-            work.done();
-            self.install_fetched(page, &bytes);
+            match self.fill(page, &bytes) {
+                Ok(()) => {
+                    self.counters.prefetched_pages.add(1);
+                    work.done();
+                    self.install_fetched(page);
+                }
+                // Whoever needs it may wait for memory, or learn what is wrong.
+                Err(_) => self.room.give(1),
+            }
         }
+    }
+
+    /// A fetched page could not be put into the RAM file.
+    fn not_filled(self: &Arc<Self>, mut work: Work, page: PageIndex, error: io::Error) {
+        let transient = is_want_of_memory(&error);
+        let error = self.on_pages("fill", PageRun::single(page))(error);
+        if transient {
+            return self.again_for(work, WaitsFor::Memory, &error);
+        }
+        work.done();
+        self.counters.outstanding.sub(1);
+        self.give_up(page, error);
+    }
+
+    /// Has the work done again, later and later; after some failures the VMM is told for what it waits.
+    pub(super) fn again_for(&self, mut work: Work, what: WaitsFor, error: &dyn Error) {
+        if what == WaitsFor::Memory {
+            self.counters.memory_waits.add(1);
+        }
+        if work.attempts + 1 >= TROUBLE_AFTER {
+            self.trouble_with(&mut work, what, error);
+        }
+        work.again();
     }
 
     /// Waits for room, then fills from the store where it is at hand.
@@ -114,11 +147,28 @@ impl Core {
     }
 
     /// Waits for room, then installs zeros.
-    pub(super) fn second_zero(&self, mut work: Work, page: PageIndex, pass: &MayWait) {
+    pub(super) fn second_zero(self: &Arc<Self>, work: Work, page: PageIndex, pass: &MayWait) {
         // It is no work for the store, which may be dead: it does not help.
         if self.room.take(1, pass, || false).is_ok() {
-            work.done();
-            self.install_zeros(PageRun::single(page));
+            self.install_zeros(page, PageRun::single(page), work);
+        }
+    }
+
+    /// Maps what is in the RAM file.
+    pub(super) fn second_map(self: &Arc<Self>, mut work: Work, page: PageIndex) {
+        match self.map_until_done(PageRun::single(page)) {
+            Ok(()) => {
+                work.done();
+                self.counters.remapped_pages.add(1);
+                self.put_back(page, self.table.edge(page, PageWord::installed));
+            }
+            Err(Refused { error, transient: true }) => {
+                self.again_for(work, WaitsFor::Memory, &error);
+            }
+            Err(Refused { error, .. }) => {
+                work.done();
+                self.give_up(page, error);
+            }
         }
     }
 
@@ -146,14 +196,10 @@ impl Core {
         }
     }
 
-    /// The page's bytes are here and its room is taken.
-    fn install_fetched(&self, page: PageIndex, bytes: &PageBytes) {
+    /// The page's bytes are in the RAM file and its room is taken.
+    fn install_fetched(self: &Arc<Self>, page: PageIndex) {
         self.counters.outstanding.sub(1);
         self.counters.fetched_pages.add(1);
-        if let Err(error) = self.file.write_all_at(bytes, page.file_offset()) {
-            let error = self.on_pages("fill", PageRun::single(page))(error);
-            return self.give_up(page, error);
-        }
         // An Idle page is anybody's: the policy hears of it before it hears what they do with it.
         let policy = self.policy();
         match self.table.edge(page, PageWord::fetched) {

@@ -147,7 +147,7 @@ impl Core {
             for page in run.iter() {
                 let Taken::Yes = self.table.edge(page, PageWord::claim_zero) else { continue };
             }
-            self.map_until_done(run)?;
+            self.map_until_done(run).map_err(|refused| refused.error)?;
             self.enter_at_start(run);
             self.counters.pages_loaded.add(run.pages().into());
             self.tell_mapped(run);
@@ -165,7 +165,8 @@ impl Core {
                 continue;
             };
             if !matches!(self.userfault.zero(zeros), Ok(Outcome::Done)) {
-                zeros.iter().try_for_each(|page| self.zero_until_done(page))?;
+                let zeroed = zeros.iter().try_for_each(|page| self.zero_until_done(page));
+                zeroed.map_err(|refused| refused.error)?;
             }
             self.enter_at_start(zeros);
             left = run.suffix(zeros.pages());

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::PagerError;
 use super::core::Core;
 use super::second;
+use super::trouble::WaitsFor;
 use crate::address::PageIndex;
 use crate::pass::MayWait;
 use crate::stores::Slot;
@@ -44,7 +45,7 @@ pub struct Work {
     job: Option<Job>,
     pub(super) attempts: u32,
     /// Counted in [`super::trouble::Trouble`].
-    pub(super) in_trouble: bool,
+    pub(super) in_trouble: Option<WaitsFor>,
     lane: u16,
 }
 
@@ -59,7 +60,7 @@ pub(super) enum Job {
     Fill(PageIndex, Slot),
     /// Take room, then install zeros.
     Zero(PageIndex),
-    /// Map what is in the RAM file, which the host may have swapped out.
+    /// Map what is in the RAM file, which the host may have swapped out, or had no memory to map.
     Remap(PageIndex),
     /// Write a batch of [`Core::leaving`] to the store and give its memory back, if there is one left.
     WriteBack,
@@ -71,7 +72,7 @@ impl Work {
             Job::Fetch(..) | Job::Prefetch(..) => core.counters.fetches_began(1),
             _ => {}
         }
-        Self { core, job: Some(job), attempts: 0, in_trouble: false, lane: 0 }
+        Self { core, job: Some(job), attempts: 0, in_trouble: None, lane: 0 }
     }
 
     /// Where in the order it belongs.
@@ -124,11 +125,7 @@ impl Work {
             Some(Job::Fetch(page, slot)) => core.second_fetch(self, page, slot, &pass),
             Some(Job::Fill(page, slot)) => core.second_fill(self, page, slot, &pass),
             Some(Job::Zero(page)) => core.second_zero(self, page, &pass),
-            Some(Job::Remap(page)) => {
-                self.done();
-                core.counters.remapped_pages.add(1);
-                core.map_owned(page);
-            }
+            Some(Job::Remap(page)) => core.second_map(self, page),
             Some(Job::Prefetch(page, slot)) => core.second_prefetch(self, page, slot, &pass),
             Some(Job::WriteBack) => {
                 self.done();
@@ -160,8 +157,8 @@ impl Work {
 
 impl Drop for Work {
     fn drop(&mut self) {
-        if self.in_trouble {
-            self.core.trouble_over();
+        if let Some(what) = self.in_trouble {
+            self.core.trouble_over(what);
         }
         let core = &self.core;
         let job = self.job.take();
@@ -181,7 +178,9 @@ impl Drop for Work {
             Some(Job::Zero(page)) => {
                 core.put_back_wanted(page, core.table.edge(page, PageWord::zero_again));
             }
-            Some(Job::Remap(page)) => core.map_owned(page),
+            Some(Job::Remap(page)) => {
+                core.put_back_wanted(page, core.table.edge(page, PageWord::not_mapped));
+            }
             Some(Job::WriteBack) => {
                 if let Some(batch) = core.next_leaving() {
                     let pages = batch.len();

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::PagerError;
 use super::core::Core;
 use super::first::{First, Source};
+use super::trouble::is_want_of_memory;
 use crate::address::{PAGE_SIZE, PageBytes, PageIndex, PageRun, runs};
 use crate::checksum::checksum;
 use crate::pass::MayWait;
@@ -43,7 +44,10 @@ pub(super) struct WrittenBack {
 
 impl Core {
     /// Takes pages, sorted, out of the guest mapping; returns those that are Idle then.
-    pub(super) fn unmap(&self, pages: &[PageIndex]) -> Result<Vec<PageIndex>, PagerError> {
+    pub(super) fn unmap(
+        self: &Arc<Self>,
+        pages: &[PageIndex],
+    ) -> Result<Vec<PageIndex>, PagerError> {
         let begun = |page: &PageIndex| self.table.edge(*page, PageWord::begin_unmap) == Taken::Yes;
         let taken: Vec<_> = pages.iter().copied().filter(begun).collect();
         let mut error = None;
@@ -64,7 +68,7 @@ impl Core {
 
     /// Ends the unmapping of a page; true when it is Idle. After an error it may still be mapped, and
     /// must not count as Idle.
-    fn settle_unmapped(&self, page: PageIndex, failed: bool) -> bool {
+    fn settle_unmapped(self: &Arc<Self>, page: PageIndex, failed: bool) -> bool {
         match self.table.edge(page, |word| word.unmapped(failed)) {
             OnUnmapped::Idle => true,
             OnUnmapped::Wanted => {
@@ -115,7 +119,10 @@ impl Core {
                 }),
                 Err(error) => {
                     self.keep(*page, *generation);
-                    self.fail(self.on_pages("read", PageRun::single(*page))(error));
+                    // One that the host has swapped out, and has no memory for now, stays where it is.
+                    if !is_want_of_memory(&error) {
+                        self.fail(self.on_pages("read", PageRun::single(*page))(error));
+                    }
                 }
             }
         }

@@ -71,10 +71,13 @@ fn run(families: &mut Families, snapshot: &Snapshot) {
         "paused",
         "Whether the guest is paused for this reason.",
         [
+            (&[("reason", "memory")][..], flag(pauses.memory)),
             (&[("reason", "store")][..], flag(pauses.store)),
             (&[("reason", "user")][..], flag(pauses.user)),
         ],
     );
+    let help = "Whether pages wait for memory of the host again and again.";
+    families.gauge("memory_failing", help, flag(health.memory.is_some()));
     families.gauges(
         "store_failing",
         "Whether the store fails reads or writes again and again.",
@@ -132,6 +135,7 @@ const COUNTERS: &[Field] = fields! {
     clean_pages: "Of these, pages whose older copy in the store was still good.",
     late_stores: "Pages that were used while they were written to the store.",
     install_retries: "Installations that the kernel put off.",
+    memory_waits: "Tries to fill or map a page that the host had no memory for.",
     markers: "Poison markers put on pages.",
     marker_errors: "Poison markers that the kernel refused.",
     read_errors: "Reads of the store that failed; each was tried again.",
