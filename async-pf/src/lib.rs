@@ -14,6 +14,11 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(all(fuzzing, not(loom)))]
+pub mod fuzzing {
+    //! What the targets of `fuzz/` call.
+    pub use crate::protocol::model::script as protocol;
+}
 mod loom;
 pub mod pool;
 pub mod protocol;

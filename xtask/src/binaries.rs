@@ -55,7 +55,8 @@ pub(crate) fn test_kernel() -> Result<PathBuf> {
 
 /// A binary of the tests crate.
 pub(crate) fn tests_binary(name: &str) -> Result<PathBuf> {
-    let arguments = ["build", "--release", "-p", "nowait-tests", "--bin", name];
+    let arguments =
+        ["build", "--release", "-p", "nowait-tests", "--features", "bench", "--bin", name];
     only(build(name, &arguments, STATIC)?, name)
 }
 

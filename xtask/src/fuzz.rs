@@ -16,7 +16,7 @@ use crate::test::Counts;
 use crate::{binaries, child, paths, setup};
 
 /// The targets, by the names of their corpora.
-const TARGETS: [&str; 3] = ["nbd_handshake", "nbd_replies", "page_lives"];
+const TARGETS: [&str; 4] = ["nbd_handshake", "nbd_replies", "page_lives", "protocol"];
 /// How long each target runs, unless said otherwise.
 const SECONDS: u64 = 60;
 /// How long each runs in `cargo xtask test`.

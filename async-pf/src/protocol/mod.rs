@@ -13,6 +13,8 @@
 
 mod counters;
 mod machine;
+#[cfg(all(any(test, fuzzing), not(loom)))]
+pub(crate) mod model;
 mod msr;
 mod shared;
 mod token;

@@ -103,7 +103,15 @@ pub(crate) fn test(options: &Options) -> Result<u8> {
     summary
         .check("fmt", |name| quiet(name, &["fmt", "--all", "--check", "--", "--color", "never"]))?;
     summary.check("clippy", |name| {
-        let arguments = ["clippy", "--workspace", "--all-targets", "--locked", "--quiet"];
+        let arguments = [
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--features",
+            "nowait-tests/bench",
+            "--locked",
+            "--quiet",
+        ];
         quiet(name, &[&arguments[..], &["--", "-D", "warnings"]].concat())
     })?;
     summary.check("deny", |name| {
@@ -122,8 +130,10 @@ pub(crate) fn test(options: &Options) -> Result<u8> {
 
 /// What of the workspace's tests needs no guest: everything, with the documentation's examples, but the
 /// guest tests themselves.
-const UNIT_TESTS: [&[&str]; 2] =
-    [&["--workspace", "--exclude", "nowait-tests"], &["-p", "nowait-tests", "--lib", "--bins"]];
+const UNIT_TESTS: [&[&str]; 2] = [
+    &["--workspace", "--exclude", "nowait-tests"],
+    &["-p", "nowait-tests", "--features", "bench", "--lib", "--bins"],
+];
 
 /// Tests that need no guest.
 fn unit_tests() -> Result<Counts> {
