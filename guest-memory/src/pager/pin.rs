@@ -60,7 +60,7 @@ impl Pins {
     /// No pins yet, for so many pages. All pins together may have a quarter of the resident limit: what
     /// is pinned cannot make room.
     fn new(core: &Arc<Core>, pages: u64) -> Result<Self, PagerError> {
-        let most = core.room.limit_bytes().map_or(u64::MAX, |bytes| bytes / PAGE_BYTES / PIN_SHARE);
+        let most = most_pins(core);
         let before = core.pinned_pages.fetch_add(pages, Ordering::Relaxed);
         let pins = Self { core: Arc::clone(core), pages: Vec::new(), announced: pages };
         if before + pages > most {
@@ -68,6 +68,11 @@ impl Pins {
         }
         Ok(pins)
     }
+}
+
+/// How many pages may be pinned.
+fn most_pins(core: &Core) -> u64 {
+    core.room.limit_bytes().map_or(u64::MAX, |bytes| bytes / PAGE_BYTES / PIN_SHARE)
 }
 
 impl Drop for Pins {
@@ -111,6 +116,13 @@ impl Pager {
         }
         let view = view::of(&self.core.alias, &self.core.layout, &pages);
         Ok(Pinned { view: view.map_err(super::system("view pinned pages"))?, _pins: pins })
+    }
+
+    /// Is half of what may be pinned, pinned? Then the rest is for those who cannot do without. This never
+    /// waits.
+    #[must_use]
+    pub fn pins_are_scarce(&self) -> bool {
+        self.core.pinned_pages.load(Ordering::Relaxed) >= most_pins(&self.core) / 2
     }
 
     /// Reads a page of guest RAM, fetching it if need be. A page that was never touched reads as zeros,

@@ -33,6 +33,23 @@ pub(crate) fn frames(frames: impl IntoIterator<Item = u64>) -> Result<u32, Evict
     Ok(evicted)
 }
 
+/// How often [`until`] asks.
+const TRIES: u32 = 100;
+
+/// Has these frames evicted until `wanted` of them are out of memory, or it does not get further; returns
+/// how many are. Right after its first touch a page may be on its way into KVM's page tables, and be
+/// wanted back for it.
+pub(crate) fn until(wanted: u64, range: core::ops::Range<u64>) -> Result<u64, EvictError> {
+    let mut gone = 0;
+    for _ in 0..TRIES {
+        gone = u64::from(frames(range.clone())?);
+        if gone >= wanted {
+            break;
+        }
+    }
+    Ok(gone)
+}
+
 /// Has all of RAM evicted: in the end, in one request, what the kernel itself consists of.
 pub(crate) fn everything() -> Result<u32, EvictError> {
     let kernel = boot::kernel_frames();

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! A guest that does no such access pays one KVM_GET_REGS for each port access, and nothing for its
-//! faults. All of it is prevention: what cannot be had is left out.
+//! faults. All of it is prevention: what cannot be had is left out, and nothing is held when pins are
+//! scarce.
 
 use guest_memory::PagerError;
 use kvm_bindings::{kvm_regs, kvm_sregs};
@@ -74,7 +75,7 @@ impl Place {
 impl Emulation {
     /// Before a port access is completed: if a string instruction made it, it goes on in the emulator.
     pub(super) fn port_access(&mut self, fd: &VcpuFd, faults: &Faults) {
-        if !faults.has_markers() {
+        if !self.may_hold(faults) {
             return;
         }
         let Ok(regs) = fd.get_regs() else { return };
@@ -95,7 +96,7 @@ impl Emulation {
 
     /// Before an access to an address without RAM is completed: the instruction may move data.
     pub(super) fn device_access(&mut self, fd: &VcpuFd, faults: &Faults) {
-        if !faults.has_markers() {
+        if !self.may_hold(faults) {
             return;
         }
         let (Ok(regs), Ok(sregs)) = (fd.get_regs(), fd.get_sregs()) else { return };
@@ -110,7 +111,8 @@ impl Emulation {
     /// The emulator could not reach an operand or the instruction: all that it may need is brought in.
     ///
     /// # Errors
-    /// When a page does not come. That there are pins enough already is no error: all pages were there.
+    /// When a page does not come. That there are too many pins is no error: this vCPU's own are let go, and
+    /// the next try has more of them.
     pub(super) fn bring(
         &mut self,
         faults: &Faults,
@@ -129,7 +131,7 @@ impl Emulation {
     pub(super) fn fault_served(&mut self, fd: &VcpuFd, faults: &Faults) {
         let Some(left) = self.watched.checked_sub(1) else { return };
         self.watched = left;
-        if left == 0 {
+        if left == 0 || !self.may_hold(faults) {
             self.tables = Kept::default();
             return;
         }
@@ -141,6 +143,15 @@ impl Emulation {
         if let Ok(held) = walker(faults, &regs, &sregs).instruction(Extent::Tables) {
             self.tables = Kept { place: Some(place), _held: held };
         }
+    }
+
+    /// Faults come to this thread, and there are pins. What is held is let go when there are too few.
+    fn may_hold(&mut self, faults: &Faults) -> bool {
+        let scarce = faults.pager().pins_are_scarce();
+        if scarce {
+            (self.instruction, self.tables) = (Kept::default(), Kept::default());
+        }
+        faults.has_markers() && !scarce
     }
 
     fn goes_on(&self, regs: &kvm_regs, sregs: &kvm_sregs) -> bool {

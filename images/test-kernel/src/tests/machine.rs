@@ -110,8 +110,8 @@ fn evicted() -> Outcome {
         PAGES.words(page)[7].store(page + 1, Ordering::SeqCst);
     }
     let failed = |why| format!("{why:?}");
-    let gone = evict::frames(PAGES.frames()).map_err(failed)?;
-    ensure!(u64::from(gone) == PAGES.count(), "{gone} pages evicted");
+    let gone = evict::until(PAGES.count(), PAGES.frames()).map_err(failed)?;
+    ensure!(gone == PAGES.count(), "{gone} pages evicted");
     evict::everything().map_err(failed)?;
     evict::kernel().map_err(failed)?;
     for page in 0..PAGES.count() {
