@@ -83,13 +83,18 @@ fn check_paged(end: &End, runs: usize) {
 
 /// Every way of taking faults, with one and with two processors.
 fn with_each_source(store: &str) -> Vec<End> {
-    let guests = [("off", "2"), ("host", "1"), ("kernel", "2"), ("user", "2")];
-    let ends = guests.map(|(apf, cpus)| {
+    let mut guests = vec![("off", "2"), ("host", "1"), ("kernel", "2"), ("user", "2")];
+    // `cargo xtask soak`.
+    if std::env::var("NOWAIT_MATRIX").is_ok_and(|matrix| matrix == "full") {
+        let cpus = ["1", "2", "4"];
+        guests = ["off", "host", "kernel", "user"].map(|apf| cpus.map(|cpus| (apf, cpus))).concat();
+    }
+    let ends = guests.into_iter().map(|(apf, cpus)| {
         let end = guest(apf, cpus, store).run();
         check_paged(&end, 2);
         end
     });
-    ends.into()
+    ends.collect()
 }
 
 /// Both tiers had something to do.

@@ -52,6 +52,8 @@ enum Task {
     Bench(bench::Bench),
     /// Feed the fuzz targets, all or one, with inputs that lead to new places
     Fuzz(fuzz::Options),
+    /// Chaos for ten minutes, and the full matrix of modes, stores and vCPUs
+    Soak(test::SoakOptions),
     /// Check what the repository promises of its own files
     Tidy,
 }
@@ -132,6 +134,7 @@ fn run(task: Task) -> Result<u8> {
         Task::Nested(options) => options.run(),
         Task::Bench(bench) => bench.run(),
         Task::Fuzz(options) => fuzz::run(&options),
+        Task::Soak(options) => test::soak(&options),
         Task::Tidy => tidy::run(),
     }
 }

@@ -15,14 +15,33 @@ use crate::exit::{self, Exit};
 use crate::images::Images;
 use crate::{binaries, child, images, nested, paths};
 
-/// Runs the tests of the tests crate whose names contain `filter`; without one, all.
-pub(super) fn run(force: Force, filter: Option<&str>) -> Result<Counts> {
+/// Which guest tests, and how.
+#[derive(Clone, Copy)]
+pub(super) struct Selection<'a> {
+    /// Those whose names contain this; without one, all.
+    pub(super) filter: Option<&'a str>,
+    /// Variables that they find.
+    pub(super) environment: &'a [(&'a str, &'a str)],
+    /// Time after which the nested machine is ended.
+    pub(super) timeout: Duration,
+}
+
+impl<'a> Selection<'a> {
+    /// In the usual way.
+    pub(super) fn new(filter: Option<&'a str>) -> Self {
+        Self { filter, environment: &[], timeout: TIMEOUT }
+    }
+}
+
+/// Runs the tests of the tests crate that are selected.
+pub(super) fn run(force: Force, selection: Selection<'_>) -> Result<Counts> {
+    let filter = selection.filter;
     let nowait = binaries::nowait()?;
     let images = images::images()?;
     let tests = binaries::guest_tests()?;
     let counts = match accel::choose(force, &nowait)? {
-        Accel::Host => on_host(&nowait, &images, &tests, filter)?,
-        Accel::Nested => in_nested(&nowait, &images, &tests, filter)?,
+        Accel::Host => on_host(&nowait, &images, &tests, selection)?,
+        Accel::Nested => in_nested(&nowait, &images, &tests, selection)?,
     };
     match filter {
         Some(text) if counts.is_empty() => Err(Exit::error(
@@ -40,14 +59,18 @@ fn on_host(
     nowait: &Path,
     images: &Images,
     tests: &[Executable],
-    filter: Option<&str>,
+    selection: Selection<'_>,
 ) -> Result<Counts> {
     let mut parser = Parser::default();
     let mut failed = None;
     for test in tests {
         let log = paths::log(&format!("guest-tests-{}", test.name))?;
         let mut command = on_host_command(&test.file, nowait, images)?;
-        let code = child::foreground_logged(command.args(["--color", "never"]).args(filter), &log)?;
+        command.envs(selection.environment.iter().copied());
+        let code = child::foreground_logged(
+            command.args(["--color", "never"]).args(selection.filter),
+            &log,
+        )?;
         read(&mut parser, &log)?;
         if code != 0 {
             failed = Some(format!("{} ended with exit code {code}", test.name));
@@ -72,9 +95,9 @@ fn in_nested(
     nowait: &Path,
     images: &Images,
     tests: &[Executable],
-    filter: Option<&str>,
+    selection: Selection<'_>,
 ) -> Result<Counts> {
-    let machines = match filter {
+    let machines = match selection.filter {
         None => nested::allowed_cpus().len().clamp(1, MACHINES_MAX),
         Some(_) => 1,
     };
@@ -84,7 +107,7 @@ fn in_nested(
     thread::scope(|scope| -> Result<()> {
         let running: Vec<_> = (0..machines)
             .map(|number| {
-                let run = machine(nowait, images, tests, filter, (number, machines))?;
+                let run = machine(nowait, images, tests, selection, (number, machines))?;
                 Ok(scope.spawn(move || share(&run)))
             })
             .collect::<Result<_>>()?;
@@ -107,17 +130,19 @@ fn machine(
     nowait: &Path,
     images: &Images,
     tests: &[Executable],
-    filter: Option<&str>,
+    selection: Selection<'_>,
     (number, machines): (usize, usize),
 ) -> Result<nested::Run> {
     const SCRIPT: &str = "status=0; for test in /tests/*; do \
         \"$test\" --color never \"$@\" || status=$?; done; exit $status";
-    let words = ["sh", "-c", SCRIPT, "tests"].into_iter().chain(filter);
+    let words = ["sh", "-c", SCRIPT, "tests"].into_iter().chain(selection.filter);
     let name = if number == 0 { "test".to_owned() } else { format!("test-{}", number + 1) };
     let mut run = nested::Run::new(&name, words.map(str::to_owned).collect());
-    run.timeout = TIMEOUT;
+    run.timeout = selection.timeout;
     run.beside_others = machines > 1;
     run.environment.push(("NOWAIT_SHARE".into(), format!("{}/{machines}", number + 1)));
+    let environment = selection.environment.iter();
+    run.environment.extend(environment.map(|(name, value)| ((*name).into(), (*value).into())));
     for name in PASSED_ON {
         if let Ok(value) = env::var(name) {
             run.environment.push((name.into(), value));
@@ -135,8 +160,8 @@ fn machine(
     Ok(run)
 }
 
-/// Variables that tests look at, beside ours.
-const PASSED_ON: [&str; 2] = ["NOWAIT_CHAOS_SEED", "NOWAIT_CHAOS_SECONDS"];
+/// What a user may set to repeat a test.
+const PASSED_ON: [&str; 1] = ["NOWAIT_CHAOS_SEED"];
 
 /// Runs one share.
 fn share(run: &nested::Run) -> Result<Counts> {

@@ -12,6 +12,7 @@ use clap::Args;
 use crate::accel::Force;
 use crate::progress::{self, Step};
 use crate::{binaries, child, exit, fuzz, paths, setup, signals, tidy, tools};
+use guests::Selection;
 pub(crate) use guests::on_host_command;
 pub(crate) use libtest::Counts;
 
@@ -90,7 +91,8 @@ pub(crate) fn test(options: &Options) -> Result<u8> {
     let mut summary = Summary::default();
     if let Some(filter) = &options.guests {
         setup::setup()?;
-        summary.tests("guest tests", || guests::run(options.force, Some(filter)))?;
+        summary
+            .tests("guest tests", || guests::run(options.force, Selection::new(Some(filter))))?;
         return Ok(summary.finish());
     }
     summary.check("setup", |_| {
@@ -124,7 +126,34 @@ pub(crate) fn test(options: &Options) -> Result<u8> {
     summary.tests("unit tests", unit_tests)?;
     summary.tests("loom", loom)?;
     summary.tests("fuzz", fuzz::test)?;
-    summary.tests("guest tests", || guests::run(options.force, None))?;
+    summary.tests("guest tests", || guests::run(options.force, Selection::new(None)))?;
+    Ok(summary.finish())
+}
+
+/// The command line of `soak`.
+#[derive(Args)]
+pub(crate) struct SoakOptions {
+    #[command(flatten)]
+    force: Force,
+    /// How long chaos lasts, in seconds
+    #[arg(long, value_name = "N", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: u64,
+}
+
+/// Time for what is not chaos.
+const SOAK_TIME: Duration = Duration::from_secs(3600);
+
+/// Chaos for long, and every store in every mode with 1, 2 and 4 vCPUs; the exit code.
+pub(crate) fn soak(options: &SoakOptions) -> Result<u8> {
+    setup::setup()?;
+    let seconds = options.seconds.to_string();
+    let environment = [("NOWAIT_CHAOS_SECONDS", seconds.as_str()), ("NOWAIT_MATRIX", "full")];
+    let timeout = SOAK_TIME + 2 * Duration::from_secs(options.seconds);
+    let mut summary = Summary::default();
+    for topic in ["chaos::", "pressure::", "apf::"] {
+        let selection = Selection { filter: Some(topic), environment: &environment, timeout };
+        summary.tests(topic.trim_end_matches(':'), || guests::run(options.force, selection))?;
+    }
     Ok(summary.finish())
 }
 
