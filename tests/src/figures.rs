@@ -102,6 +102,18 @@ pub struct Report {
     pub figures: Vec<Figure>,
     /// Medians behind the figures, for the reader: name, value, unit.
     pub details: Vec<(String, f64, &'static str)>,
+    /// Lines for a plot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub series: Vec<Series>,
+}
+
+/// One line of a plot.
+#[derive(Clone, Debug, Serialize)]
+pub struct Series {
+    /// What it shows.
+    pub name: String,
+    /// Its points: quantile, and the value there in microseconds.
+    pub points: Vec<(f64, f64)>,
 }
 
 impl Report {

@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 
 use crate::accel::{self, Accel, Force};
 use crate::test::on_host_command;
-use crate::{binaries, child, images, nested, paths, setup};
+use crate::{binaries, child, images, nested, paths, plot, setup};
 
 /// Memory of the nested machine when QEMU, its libraries and its guests live in it, in MiB.
 const MEMORY_MIB: u32 = 1536;
@@ -25,7 +25,7 @@ pub(crate) enum Bench {
     /// From exec of the VMM to the agent's first line, beside QEMU's microvm
     Boot(Options),
     /// Async page faults in all four modes side by side: the heartbeat, work, and what telling costs
-    Apf(Options),
+    Apf(ApfOptions),
     /// Faults per second beside a bare userfaultfd loop, slow pages, stores, the eviction policy; on the
     /// host, without a guest; and what a hit costs in a guest
     Pager(PagerOptions),
@@ -42,6 +42,34 @@ pub(crate) struct Options {
     /// Further options for the measuring program, after `--`
     #[arg(last = true)]
     rest: Vec<String>,
+}
+
+/// The command line of async page faults'.
+#[derive(Args)]
+pub(crate) struct ApfOptions {
+    #[command(flatten)]
+    common: Options,
+    /// Draw the heartbeat's percentiles beside 8 faulting threads, as SVG
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+impl ApfOptions {
+    fn run(mut self) -> Result<u8> {
+        if let Some(file) = &self.svg {
+            paths::check_writable(file)?;
+        }
+        let json = self.common.json.get_or_insert(paths::target().join("bench-apf.json")).clone();
+        let code = self.common.run("apf")?;
+        if let (0, Some(svg)) = (code, &self.svg) {
+            plot::percentiles(
+                &json,
+                svg,
+                "how late a heartbeat of 1 ms is beside 8 faulting threads",
+            )?;
+        }
+        Ok(code)
+    }
 }
 
 /// The command line of the pager's.
@@ -86,10 +114,10 @@ impl PagerOptions {
 
 impl Bench {
     /// Runs it; the exit code of the measuring program.
-    pub(crate) fn run(&self) -> Result<u8> {
+    pub(crate) fn run(self) -> Result<u8> {
         match self {
             Bench::Boot(options) => options.run("boot"),
-            Bench::Apf(options) => options.run("apf"),
+            Bench::Apf(options) => options.run(),
             Bench::Pager(options) => options.run(),
         }
     }

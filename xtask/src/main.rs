@@ -13,6 +13,7 @@ mod fuzz;
 mod images;
 mod nested;
 mod paths;
+mod plot;
 mod progress;
 mod setup;
 mod signals;

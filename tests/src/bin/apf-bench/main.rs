@@ -71,6 +71,7 @@ fn run(args: &Args) -> Result<()> {
         host: std::env::var("NOWAIT_ACCEL").unwrap_or_else(|_| "kvm".into()),
         figures: Vec::new(),
         details: Vec::new(),
+        series: Vec::new(),
     };
     for part in &args.part {
         match part {

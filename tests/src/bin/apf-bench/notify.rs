@@ -1,7 +1,7 @@
 //! The heartbeat beside faulting threads, and a load of mostly hits.
 
 use anyhow::Result;
-use nowait_tests::figures::{Figure, Report};
+use nowait_tests::figures::{Figure, Report, Series};
 use nowait_tests::stats::{median, median_estimate, median_of_ratios};
 use nowait_wire::agent::{Access, Kind, Pressure, Workload};
 
@@ -80,7 +80,12 @@ pub(crate) fn run(args: &Args, report: &mut Report) -> Result<()> {
             }
         }
     }
+    report
+        .series
+        .push(Series { name: "no paging".into(), points: rounds.percentiles("user", IDLE)? });
     for mode in MODES {
+        let name = format!("--apf {mode}");
+        report.series.push(Series { name, points: rounds.percentiles(mode, USER)? });
         let lost = f64::from(rounds.lost(mode));
         report.details.push((format!("--apf {mode}: guests that did not end"), lost, "guests"));
     }

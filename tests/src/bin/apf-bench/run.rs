@@ -11,15 +11,21 @@ use nowait_wire::agent::{Request, RunResult, Workload};
 /// The modes, in the order of the tables.
 pub(crate) const MODES: [&str; 4] = ["off", "host", "kernel", "user"];
 
+/// What a plot shows; with 10,000 heartbeats there is no more to say.
+const QUANTILES: [f64; 12] =
+    [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995];
+
 /// How many guests of one mode may be lost before the benchmark gives up.
 const LOST_MAX: u32 = 2;
 
 /// What one run gave.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Row {
     /// Percentiles of the wake-up overrun of all vCPUs, in microseconds; at least 1.
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
+    /// All of them.
+    pub(crate) overruns: Histogram<u64>,
     /// Heartbeats.
     pub(crate) beats: u64,
     /// Pages touched and verified a second.
@@ -73,6 +79,7 @@ fn row(result: &RunResult) -> Result<Row> {
         beats: overruns.len(),
         pages_per_s: result.pages_touched as f64 / seconds,
         units_per_s: result.compute_units as f64 / seconds,
+        overruns: overruns.clone(),
     })
 }
 
@@ -132,6 +139,16 @@ impl Rounds {
     pub(crate) fn lost(&self, mode: &str) -> u32 {
         let each = self.modes.iter().zip(&self.lost);
         each.filter(|(other, _)| **other == mode).map(|(_, lost)| lost).sum()
+    }
+
+    /// The percentiles of the `row`-th workload in `mode`, over all rounds.
+    pub(crate) fn percentiles(&self, mode: &str, row: usize) -> Result<Vec<(f64, f64)>> {
+        let mut all = Histogram::<u64>::new(3)?;
+        for boot in self.boots(mode) {
+            all.add(&boot.rows[row].overruns)?;
+        }
+        let at = |quantile| (quantile, all.value_at_quantile(quantile).max(1) as f64);
+        Ok(QUANTILES.map(at).to_vec())
     }
 
     /// Heartbeats of the `row`-th workload in all rounds of the mode that had the fewest.

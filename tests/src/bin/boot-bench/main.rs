@@ -90,6 +90,7 @@ fn run(args: &Args) -> Result<()> {
         }
     }
     let report = Report {
+        series: Vec::new(),
         schema: SCHEMA,
         command: format!("cargo xtask bench boot -- --runs {} --seed {}", args.runs, args.seed),
         host: measure::host(),

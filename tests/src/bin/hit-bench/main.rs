@@ -60,6 +60,7 @@ fn run(args: &Args) -> Result<()> {
     let [markers, host, kernel] = &times;
     let over = |events| median_of_ratios(markers, events);
     let report = Report {
+        series: Vec::new(),
         schema: SCHEMA,
         command: format!("hit-bench --runs {}", args.runs),
         host: std::env::var("NOWAIT_ACCEL").unwrap_or_else(|_| "kvm".into()),

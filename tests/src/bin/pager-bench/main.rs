@@ -104,6 +104,7 @@ fn run(args: &Args) -> Result<()> {
         samples.round(&probes, &mut random, round)?;
     }
     let report = Report {
+        series: Vec::new(),
         schema: SCHEMA,
         command: args.command(),
         host: host(),
