@@ -105,6 +105,11 @@ impl<A: Area, I: Interrupt> AsyncPf<A, I> {
         lock(&self.state).machine.wait_first(token)
     }
 
+    /// Does the next [`AsyncPf::awake`] try to send a page-ready that is due?
+    pub fn sends_next(&self) -> bool {
+        self.due.load(Ordering::Relaxed) && lock(&self.state).patience.0 == 0
+    }
+
     /// The vCPU's thread is back from the guest or from its wait.
     pub fn awake(&self) {
         let mut state = lock(&self.state);

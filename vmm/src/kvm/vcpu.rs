@@ -169,6 +169,10 @@ impl Vcpu {
     pub(crate) fn run(&mut self, bus: &Bus, faults: &mut Faults) -> Exit {
         let exit = self.enter(bus, faults);
         if let Some(notifier) = faults.notifier() {
+            if notifier.sends_next() {
+                // What could not be sent, maybe for want of a processor that runs.
+                self.look_for_init(notifier);
+            }
             notifier.awake();
         }
         // An artificial halt ends with any exit: the guest meets its page again, if that has not come.
@@ -202,12 +206,8 @@ impl Vcpu {
                 self.after_operand(written, faults)
             }
             Ok(VcpuExit::X86Rdmsr(exit)) => {
-                let value = Msr::of(exit.index).zip(faults.notifier());
-                match value.map(|(msr, notifier)| notifier.read(msr)) {
-                    Some(value) => *exit.data = value,
-                    None => *exit.error = 1,
-                }
-                Exit::Resume
+                let msr = exit.index;
+                self.read_msr(msr, faults)
             }
             Ok(VcpuExit::X86Wrmsr(exit)) => {
                 let (msr, value) = (exit.index, exit.data);
@@ -290,6 +290,17 @@ impl Vcpu {
             self.areas.keep(held);
         }
         raw::set_msr_error(&mut self.fd, refused);
+        Exit::Resume
+    }
+
+    /// The guest reads an MSR of async page faults; no other read comes to us.
+    fn read_msr(&mut self, msr: u32, faults: &Faults) -> Exit {
+        if let (Some(ours), Some(notifier)) = (Msr::of(msr), faults.notifier()) {
+            self.look_for_init(notifier);
+            raw::set_msr_data(&mut self.fd, notifier.read(ours));
+        } else {
+            raw::set_msr_error(&mut self.fd, true);
+        }
         Exit::Resume
     }
 
@@ -452,8 +463,13 @@ mod raw {
         }
     }
 
+    pub(super) fn set_msr_data(fd: &mut VcpuFd, data: u64) {
+        // Called after KVM_EXIT_X86_RDMSR only. Writing a union's member needs no unsafe.
+        fd.get_kvm_run().__bindgen_anon_1.msr.data = data;
+    }
+
     pub(super) fn set_msr_error(fd: &mut VcpuFd, error: bool) {
-        // Called after KVM_EXIT_X86_WRMSR only. Writing a union's member needs no unsafe.
+        // Called after an exit for an MSR only. Writing a union's member needs no unsafe.
         fd.get_kvm_run().__bindgen_anon_1.msr.error = error.into();
     }
 

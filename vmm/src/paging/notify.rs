@@ -193,6 +193,11 @@ impl Notifier {
         self.clocks.injection.time(inject);
     }
 
+    /// Does the next [`Notifier::awake`] try again what could not be sent?
+    pub(crate) fn sends_next(&self) -> bool {
+        self.protocol.sends_next()
+    }
+
     /// The vCPU's thread is back from the guest, or from its sleep.
     pub(crate) fn awake(&self) {
         self.protocol.awake();
