@@ -50,7 +50,7 @@ fn check(end: &End, runs: usize) {
 }
 
 /// By mode of the guest: user, kernel.
-fn by_mode(end: &End, what: &str) -> [u64; 2] {
+pub(crate) fn by_mode(end: &End, what: &str) -> [u64; 2] {
     [0, 1].map(|mode| end.number(&format!("/async_pf/{what}/{mode}")))
 }
 

@@ -21,7 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
 const PASSED: i32 = 1;
 
 /// Runs tests of the test kernel, and expects them all to pass.
-fn pass(tests: &str, args: &[&str]) -> End {
+pub(crate) fn pass(tests: &str, args: &[&str]) -> End {
     let end = Guest::kernel(&test_kernel())
         .args(["--debug-exit", "--memory", "64M", "--cpus", "2"])
         .args(["--cmdline", &format!("test={tests}")])

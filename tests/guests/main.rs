@@ -19,6 +19,7 @@ mod interactive;
 mod kernels;
 mod paging;
 mod pressure;
+mod protocol;
 mod signals;
 mod stall;
 mod streams;
@@ -65,6 +66,7 @@ fn main() {
         ("interactive", interactive::TESTS),
         ("paging", paging::TESTS),
         ("pressure", pressure::TESTS),
+        ("protocol", protocol::TESTS),
         ("signals", signals::TESTS),
         ("stall", stall::TESTS),
         ("streams", streams::TESTS),

@@ -19,9 +19,11 @@ const COMMAND: u32 = 0x300;
 const COMMAND_HIGH: u32 = 0x310;
 const TIMER: u32 = 0x320;
 const TIMER_COUNT: u32 = 0x380;
+const TIMER_LEFT: u32 = 0x390;
 const TIMER_DIVIDE: u32 = 0x3e0;
 const DIVIDE_BY_1: u32 = 0b1011;
 const MASKED: u32 = 1 << 16;
+const PERIODIC: u32 = 1 << 17;
 
 const SOFTWARE_ENABLED: u32 = 1 << 8;
 const SPURIOUS_VECTOR: u32 = 0x2f;
@@ -97,6 +99,12 @@ fn start() {
     write(SPURIOUS, SOFTWARE_ENABLED | SPURIOUS_VECTOR);
 }
 
+/// Turns this processor's off or on by its spurious vector register. Off, it takes no interrupt, and its
+/// timer is masked.
+pub(crate) fn software_enable(on: bool) {
+    write(SPURIOUS, if on { SOFTWARE_ENABLED } else { 0 } | SPURIOUS_VECTOR);
+}
+
 /// Acknowledges the interrupt that is being handled.
 pub(crate) fn eoi() {
     write(END_OF_INTERRUPT, 0);
@@ -121,17 +129,41 @@ pub(crate) fn interrupt(to: u32, vector: u8) {
     command(to, u32::from(vector));
 }
 
+/// INIT to another processor: it waits for a SIPI.
+pub(crate) fn stop_processor(to: u32) {
+    command(to, INIT);
+}
+
 /// INIT and SIPI to another processor: it begins in real mode at this page below 1 MiB.
 pub(crate) fn start_processor(to: u32, page: u8) {
-    command(to, INIT);
+    stop_processor(to);
     command(to, START_UP | u32::from(page));
 }
 
 /// One interrupt at this vector, `ticks` of the timer from now (KVM: nanoseconds).
 pub(crate) fn timer_once(vector: u8, ticks: u32) {
+    timer(u32::from(vector), ticks);
+}
+
+/// An interrupt at this vector every `ticks` of the timer.
+pub(crate) fn timer_every(vector: u8, ticks: u32) {
+    timer(PERIODIC | u32::from(vector), ticks);
+}
+
+/// Counts down from `ticks`, without an interrupt.
+pub(crate) fn timer_silent(ticks: u32) {
+    timer(MASKED, ticks);
+}
+
+fn timer(entry: u32, ticks: u32) {
     write(TIMER_DIVIDE, DIVIDE_BY_1);
-    write(TIMER, u32::from(vector));
+    write(TIMER, entry);
     write(TIMER_COUNT, ticks);
+}
+
+/// What is left of the ticks that the timer counts down from.
+pub(crate) fn timer_left() -> u32 {
+    read(TIMER_LEFT)
 }
 
 /// No interrupt of the timer any more.

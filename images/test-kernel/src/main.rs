@@ -15,6 +15,7 @@
 //! | a function called at an exception or interrupt vector | `interrupts::set_hook` |
 //! | pages evicted by the VMM | `evict` |
 //! | IPIs, the APIC's timer, `sti; hlt` | `apic`, `cpu::wait_for_interrupt` |
+//! | waits that interrupts may shorten, and what something takes | `timer` |
 //! | a function run at CPL 3 with interrupts on | `user` |
 //! | a second processor | `smp` |
 //!
@@ -37,6 +38,7 @@ mod multiboot;
 mod serial;
 mod smp;
 mod tests;
+mod timer;
 mod user;
 
 use cpu::out8;

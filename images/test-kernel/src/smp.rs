@@ -49,6 +49,13 @@ pub(crate) fn start() -> Result<(), NoProcessor> {
     Ok(())
 }
 
+/// INIT to the second processor, which must be idle. [`start`] has it begin anew.
+pub(crate) fn stop() {
+    wait();
+    STATE.store(OFF, Ordering::SeqCst);
+    apic::stop_processor(1);
+}
+
 /// Has the second processor, which must be idle, call `work(argument)`. [`wait`] waits for its end.
 pub(crate) fn give(work: Work, argument: u64) {
     wait();

@@ -1,6 +1,7 @@
 //! The tests: a name and a function each. To add one, write it in a module here and put it into that
 //! module's table, and the module's table into [`TABLES`].
 
+mod apf;
 mod areas;
 mod emulated;
 mod false_faults;
@@ -24,8 +25,17 @@ pub(crate) struct Test {
     pub(crate) run: fn() -> Outcome,
 }
 
-const TABLES: &[&[Test]] =
-    &[machine::TESTS, strings::TESTS, mmio::TESTS, areas::TESTS, markers::TESTS];
+const TABLES: &[&[Test]] = &[
+    machine::TESTS,
+    strings::TESTS,
+    mmio::TESTS,
+    areas::TESTS,
+    markers::TESTS,
+    apf::registers::TESTS,
+    apf::TESTS,
+    apf::resets::TESTS,
+    apf::hostile::TESTS,
+];
 
 /// Fails the test with this text unless the condition holds.
 #[macro_export]
