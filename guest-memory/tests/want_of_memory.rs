@@ -6,12 +6,15 @@ mod common;
 use std::fs::File;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use common::{Machine, eventually, page, plain};
 use guest_memory::stores::testing;
-use guest_memory::{Gfn, GuestRam, Health, PAGE_BYTES, PagerConfig, RamLayout};
+use guest_memory::{
+    Fault, Gfn, GuestRam, Health, PAGE_BYTES, PageEnd, PagerConfig, RamLayout, Sleeper, Woken,
+};
 
 /// Pages of RAM, and those that there is memory for.
 const PAGES: u64 = 256;
@@ -136,4 +139,41 @@ fn compressed_pages_wait_for_memory() {
 #[test]
 fn fault_around_does_without_neighbours_when_there_is_no_memory_for_them() {
     waits_and_goes_on("raw+memory", 32 * PAGE_BYTES);
+}
+
+/// There is no memory for a thread to wait for memory either: the VMM is told all the same, whoever faults
+/// sleeps, and the page comes when there is memory.
+#[test]
+fn without_a_worker_it_is_waited_for_too() {
+    for markers in [false, true] {
+        let Some(tmpfs) = Tmpfs::mount() else { return };
+        let config = PagerConfig { markers, ..plain() };
+        let store = testing::open("raw+memory").unwrap();
+        let Some(machine) = Machine::with_store(tmpfs.ram(), config, store) else { return };
+        machine.crew.refuse(true);
+        let sleeper = Arc::<Sleeper>::default();
+        for number in 0..MEMORY_PAGES {
+            assert_eq!(machine.pager.fault(Gfn(number), 1, &sleeper.begin()).unwrap(), Fault::Hit);
+        }
+        let waiter = sleeper.begin();
+        let mut fault = machine.pager.fault(Gfn(100), 1, &waiter).unwrap();
+        if fault == Fault::Hit {
+            // It was one until it turned out that there is no memory.
+            fault = machine.pager.fault(Gfn(100), 1, &waiter).unwrap();
+        }
+        assert!(matches!(fault, Fault::Waits { .. }), "{fault:?}");
+        eventually("the VMM is told", || machine.pager.health().memory.is_some());
+        let before = machine.stats().memory_waits;
+        assert_eq!(sleeper.wait(Some(Duration::from_millis(300))), Woken::TimedOut);
+        assert_eq!(machine.stats().memory_waits, before, "nobody can try");
+        tmpfs.resize(PAGES);
+        machine.crew.refuse(false);
+        assert_eq!(sleeper.wait(None), Woken::Page(PageEnd::Ready));
+        eventually("all is well", || machine.pager.health() == Health::default());
+        assert_eq!(machine.pager.fault(Gfn(100), 1, &sleeper.begin()).unwrap(), Fault::Present);
+        // What is still parked does not keep the pager.
+        tmpfs.resize(MEMORY_PAGES + 1);
+        machine.crew.refuse(true);
+        let _waits = machine.pager.fault(Gfn(101), 1, &sleeper.begin()).unwrap();
+    }
 }

@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::PagerError;
 use super::trouble::Trouble;
-use super::work::Workers;
+use super::work::{Work, Workers};
 use crate::address::{PageIndex, PageRun};
 use crate::layout::RamLayout;
 use crate::policy::Policy;
@@ -56,6 +56,9 @@ pub(crate) struct Core {
     /// Readable when there is a failure or a trouble, or a trouble is over.
     pub(super) event: EventFd,
     pub(super) trouble: Trouble,
+    /// Works for which there was no worker when the host had no memory: not even for a thread, it may be.
+    /// The evictor offers them again.
+    pub(super) parked: Mutex<Vec<Work>>,
 }
 
 /// Untouched pages get their markers block by block, when the first of the block is touched: a marker

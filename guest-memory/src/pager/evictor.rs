@@ -33,7 +33,7 @@ impl Core {
         // What is there at the start may be more than the limit.
         let mut pause = self.make_room();
         while self.room.wait_until_wanted(pause) {
-            pause = self.make_room();
+            pause = self.unpark().into_iter().chain(self.make_room()).min();
         }
     }
 

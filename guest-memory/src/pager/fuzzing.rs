@@ -520,7 +520,7 @@ impl Drop for Bed {
         // Works have the core, and the core has the queue.
         self.core.closing.store(true, Ordering::SeqCst);
         let works = std::mem::take(&mut *lock(&self.queue.works));
-        drop(works);
+        drop((works, std::mem::take(&mut *self.core.parked())));
     }
 }
 

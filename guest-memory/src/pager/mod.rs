@@ -266,6 +266,8 @@ impl Pager {
         if self.core.closing.swap(true, Ordering::SeqCst) {
             return;
         }
+        // They have the core, and would keep it.
+        drop(std::mem::take(&mut *self.core.parked()));
         // No thread can wait any more, whatever it is at.
         self.core.store.close();
         self.core.room.close();

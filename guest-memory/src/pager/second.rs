@@ -3,7 +3,7 @@
 
 use std::error::Error;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::PagerError;
@@ -23,6 +23,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// After this many failures the VMM is told that the guest waits for the store.
 const TROUBLE_AFTER: u32 = 4;
+/// The most works that wait for a worker and memory; the pages of others are faulted on again.
+const MAX_PARKED: usize = 256;
 /// A page that the store does not have, or has damaged, is asked for this often before it is lost.
 const LOST_AFTER: u32 = 3;
 
@@ -70,7 +72,8 @@ impl Core {
             Err(Failed::Damaged(error)) => {
                 self.counters.read_errors.add(1);
                 if work.attempts + 1 < LOST_AFTER {
-                    return work.again();
+                    // Refused, it is dropped and puts its page back.
+                    return drop(work.again());
                 }
                 work.done();
                 self.counters.outstanding.sub(1);
@@ -127,7 +130,43 @@ impl Core {
         if work.attempts + 1 >= TROUBLE_AFTER {
             self.trouble_with(&mut work, what, error);
         }
-        work.again();
+        // Dropped, it puts its page back.
+        if let (Err(work), WaitsFor::Memory) = (work.again(), what) {
+            self.park(work);
+            self.room.ring();
+        }
+    }
+
+    /// Keeps a work that waits for memory, until there is memory for somebody to do it, too.
+    fn park(&self, work: Work) {
+        let mut parked = self.parked();
+        if parked.len() < MAX_PARKED && !self.is_closing() {
+            parked.push(work);
+        }
+    }
+
+    /// Offers the parked works again; says how soon that is to be done next.
+    pub(super) fn unpark(&self) -> Option<Duration> {
+        let parked = std::mem::take(&mut *self.parked());
+        let mut next = None;
+        for mut work in parked {
+            work.attempts += 1;
+            let after = pause(work.attempts);
+            if let Err(mut work) = self.workers.submit(work, Duration::ZERO) {
+                if work.attempts >= TROUBLE_AFTER {
+                    let error = io::Error::from_raw_os_error(libc::ENOMEM);
+                    self.trouble_with(&mut work, WaitsFor::Memory, &error);
+                }
+                next = next.into_iter().chain([after]).min();
+                self.park(work);
+            }
+        }
+        next
+    }
+
+    /// The parked works; held for a moment only.
+    pub(super) fn parked(&self) -> MutexGuard<'_, Vec<Work>> {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for room, then fills from the store where it is at hand.

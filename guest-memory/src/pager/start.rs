@@ -106,6 +106,7 @@ impl GuestRam {
             failure: OnceLock::new(),
             event,
             trouble: Trouble::default(),
+            parked: Mutex::default(),
         };
         core.map_loaded()?;
         if config.populate {

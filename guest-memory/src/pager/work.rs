@@ -145,13 +145,12 @@ impl Work {
         self.job = Some(Job::Fetch(page, slot));
     }
 
-    /// It failed: has it done again, later and later.
-    pub(super) fn again(mut self) {
+    /// It failed: has it done again, later and later. Refused, it comes back.
+    pub(super) fn again(mut self) -> Result<(), Self> {
         let after = second::pause(self.attempts);
         self.attempts += 1;
         let core = Arc::clone(&self.core);
-        // Refused, it is dropped and puts its pages back.
-        drop(core.workers.submit(self, after));
+        core.workers.submit(self, after)
     }
 }
 

@@ -9,7 +9,7 @@ pub mod server;
 pub mod vcpu;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_pf::{Class, Key, Lane, Medium, Pool, PoolConfig, Ticket};
@@ -23,12 +23,17 @@ use guest_memory::{
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// The pool of async-pf as the pager's workers, as the VMM has it.
-pub struct Crew(Pool<Work>);
+pub struct Crew(Pool<Work>, AtomicBool);
 
 impl Crew {
     pub fn new() -> Arc<Self> {
         let run = Arc::new(Work::run);
-        Arc::new(Self(Pool::new(PoolConfig::sized(64, 2), run).unwrap()))
+        Arc::new(Self(Pool::new(PoolConfig::sized(64, 2), run).unwrap(), AtomicBool::new(false)))
+    }
+
+    /// From now on it takes no work, or does again: as when there is no memory for a thread.
+    pub fn refuse(&self, refuses: bool) {
+        self.1.store(refuses, Ordering::SeqCst);
     }
 
     pub fn close(&self) {
@@ -38,6 +43,9 @@ impl Crew {
 
 impl Workers for Crew {
     fn submit(&self, work: Work, after: Duration) -> Result<(), Work> {
+        if self.1.load(Ordering::SeqCst) {
+            return Err(work);
+        }
         let class = match work.class() {
             WorkClass::Fault => Class::Fault,
             WorkClass::Prefetch => Class::Prefetch,
