@@ -14,12 +14,14 @@ mod damaged;
 mod doctor;
 mod exits;
 mod hazards;
+mod host_memory;
 mod hostile;
 mod interactive;
 mod kernels;
 mod paging;
 mod pressure;
 mod protocol;
+mod reclaim;
 mod signals;
 mod stall;
 mod streams;
@@ -30,6 +32,7 @@ use std::path::Path;
 use std::process::Command;
 
 use libtest_mimic::{Arguments, Completion, Trial};
+use nowait_tests::cgroup;
 
 /// A test: a name and a function that panics when it fails.
 type Test = (&'static str, fn());
@@ -71,10 +74,13 @@ fn main() {
         ("stall", stall::TESTS),
         ("streams", streams::TESTS),
     ];
-    let needing: [(&'static str, &[Test], Option<&'static str>); 3] = [
+    let needing: [(&'static str, &[Test], Option<&'static str>); 6] = [
         ("bad_input", bad_input::ROOT_TESTS, no_root),
         ("pressure", pressure::ROOT_TESTS, no_root),
         ("pressure", pressure::NBD_TESTS, no_nbd),
+        ("reclaim", reclaim::TESTS, cgroup::missing().or(reclaim::missing())),
+        ("host_memory", host_memory::SHORTAGE_TESTS, cgroup::missing()),
+        ("host_memory", host_memory::ERROR_TESTS, cgroup::missing().or(host_memory::missing())),
     ];
     let needing = needing.iter().flat_map(|(topic, tests, missing)| {
         tests.iter().map(move |test| trial(topic, *test, no_kvm.or(*missing)))

@@ -11,6 +11,7 @@ use std::time::Duration;
 use nowait_wire::agent::{Kind, Report, Request, RunResult, Workload, decode_line, encode_line};
 use tempfile::TempDir;
 
+use crate::cgroup::Cgroup;
 use crate::process::{self, Finished};
 use crate::{initramfs, nowait_bin, vmlinux};
 
@@ -23,6 +24,8 @@ pub struct Guest {
     args: Vec<OsString>,
     requests: Vec<Request>,
     limit: Duration,
+    /// What starts nowait, if something else does.
+    starter: Vec<OsString>,
 }
 
 impl Guest {
@@ -30,7 +33,7 @@ impl Guest {
     #[must_use]
     pub fn kernel(path: &Path) -> Self {
         let args = vec!["run".into(), "--kernel".into(), path.into()];
-        Self { args, requests: Vec::new(), limit: GUEST_LIMIT }
+        Self { args, requests: Vec::new(), limit: GUEST_LIMIT, starter: Vec::new() }
     }
 
     /// Our kernel with the agent.
@@ -43,6 +46,16 @@ impl Guest {
     #[must_use]
     pub fn args<T: Into<OsString>>(mut self, args: impl IntoIterator<Item = T>) -> Self {
         self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Have nowait run in this cgroup. The host never kills it for want of memory.
+    #[must_use]
+    pub fn within(mut self, cgroup: &Cgroup) -> Self {
+        const START: &str =
+            "echo 0 > \"$0\" && echo -1000 > /proc/self/oom_score_adj && exec \"$@\"";
+        let procs = cgroup.dir().join("cgroup.procs");
+        self.starter = vec!["sh".into(), "-c".into(), START.into(), procs.into()];
         self
     }
 
@@ -117,8 +130,10 @@ impl Guest {
             self.args.extend(["--requests".into(), at("requests").into()]);
             self.args.extend(["--report".into(), at("report").into()]);
         }
+        let bin = nowait_bin().into_os_string();
+        let words: Vec<_> = self.starter.iter().chain([&bin]).chain(&self.args).collect();
         let finished = thread::scope(|scope| {
-            let run = || process::try_run(Command::new(nowait_bin()).args(&self.args), self.limit);
+            let run = || process::try_run(Command::new(words[0]).args(&words[1..]), self.limit);
             let running = scope.spawn(run);
             meanwhile();
             running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

@@ -11,6 +11,8 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod cgroup;
+pub mod control;
 pub mod figures;
 pub mod guest;
 pub mod process;

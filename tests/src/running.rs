@@ -1,7 +1,6 @@
 //! A guest that runs while a test does something to it, by its control socket.
 
 use std::fs;
-use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::process::{self, Finished};
-use crate::{initramfs, nowait_bin, vmlinux};
+use crate::{control, initramfs, nowait_bin, vmlinux};
 
 /// How long an answer may take on a machine that is emulated and busy; what it took is printed.
 pub const ANSWER_LIMIT: Duration = Duration::from_millis(500);
@@ -71,19 +70,12 @@ impl Running {
     }
 
     /// Status and body of the answer, and how long it took.
+    ///
+    /// # Panics
+    /// When it does not answer.
     pub fn ask(&self, first_line: &str, body: &str) -> (u16, String, Duration) {
-        let asked = Instant::now();
-        let mut stream = UnixStream::connect(&self.socket).expect("the socket is there");
-        stream.set_read_timeout(Some(LIMIT)).expect("a time-out");
-        let length = body.len();
-        let request = format!("{first_line} HTTP/1.1\r\nContent-Length: {length}\r\n\r\n{body}");
-        stream.write_all(request.as_bytes()).expect("it reads");
-        let mut reply = String::new();
-        stream.read_to_string(&mut reply).expect("it answers");
-        let took = asked.elapsed();
-        let code = reply.split(' ').nth(1).and_then(|code| code.parse().ok());
-        let body = reply.split_once("\r\n\r\n").expect("a head and a body").1.to_owned();
-        (code.expect("a status"), body, took)
+        let answer = control::ask(&self.socket, first_line, body).expect("it answers");
+        (answer.code, answer.body, answer.took)
     }
 
     /// Has it do something, soon.
@@ -96,21 +88,13 @@ impl Running {
 
     /// Has it do something, if it still runs and has time for it; whether it did.
     pub fn try_tell(&self, first_line: &str, body: &str) -> bool {
-        let Ok(mut stream) = UnixStream::connect(&self.socket) else { return false };
-        let length = body.len();
-        let request = format!("{first_line} HTTP/1.1\r\nContent-Length: {length}\r\n\r\n{body}");
-        let mut reply = String::new();
-        stream.write_all(request.as_bytes()).is_ok()
-            && stream.read_to_string(&mut reply).is_ok()
-            && reply.starts_with("HTTP/1.1 200")
+        control::ask(&self.socket, first_line, body).is_ok_and(|answer| answer.code == 200)
     }
 
     /// One number, `None` when it is not shown.
     pub fn metric(&self, series: &str) -> Option<f64> {
-        let (_, text, _) = self.ask("GET /metrics", "");
-        let line =
-            text.lines().find(|line| line.rsplit_once(' ').is_some_and(|l| l.0 == series))?;
-        line.rsplit_once(' ').map(|(_, number)| number.parse().expect("a number"))
+        let answer = control::ask(&self.socket, "GET /metrics", "").expect("it answers");
+        answer.metric(series)
     }
 
     /// Waits until a series holds.

@@ -11,6 +11,7 @@
 //!   in_kvm_run(|| vcpu.run())
 //!     SIGBUS: AR, inside KVM_RUN, in one of this thread's guest mappings?
 //!       yes -> recorded; KVM_RUN returns EINTR; take_fault() -> Some(hva)
+//!       AO (a memory error that nobody has run into yet) -> ignored: who does gets an AR
 //!       no  -> default action restored, the same signal queued again: the process dies of it
 //! ```
 //!
@@ -256,6 +257,10 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, _context: *mut c_vo
     // kernel fills in si_addr, and for other senders the same bytes are read but not used below.
     let (code, hva) = unsafe { ((*info).si_code, (*info).si_addr() as u64) };
     if code == libc::BUS_MCEERR_AR && THREAD.try_with(|t| t.record(hva)).unwrap_or(false) {
+        return;
+    }
+    // The memory is not needed now, and may never be: a page of the store's or of a guest that never looks.
+    if code == libc::BUS_MCEERR_AO {
         return;
     }
     // Not ours. Returning alone would suffice for an access that faults again, but would swallow a

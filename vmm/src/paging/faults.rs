@@ -35,7 +35,8 @@ pub(crate) enum Resolved {
 /// The faults of one vCPU's thread.
 pub(crate) struct Faults {
     pager: Arc<Pager>,
-    thread: Option<GuestThread>,
+    thread: GuestThread,
+    markers: bool,
     sleeper: Arc<Sleeper>,
     /// With `--apf user`.
     notifier: Option<Arc<Notifier>>,
@@ -45,7 +46,8 @@ pub(crate) struct Faults {
 }
 
 impl Faults {
-    /// For the calling thread, which is to run this vCPU. With `markers` it takes SIGBUS.
+    /// For the calling thread, which is to run this vCPU. It takes SIGBUS, of markers or, without
+    /// `markers`, of memory errors of the host only.
     pub(crate) fn new(
         pager: Arc<Pager>,
         sleeper: Arc<Sleeper>,
@@ -53,24 +55,20 @@ impl Faults {
         markers: bool,
         notifier: Option<Arc<Notifier>>,
     ) -> Result<Self, SigbusError> {
-        let mappings = mappings(&pager.slots());
-        let thread = markers.then(|| GuestThread::register(&mappings)).transpose()?;
+        let thread = GuestThread::register(&mappings(&pager.slots()))?;
         // 0 is the VMM's own lane.
         let lane = u16::try_from(vcpu + 1).unwrap_or(u16::MAX);
-        Ok(Self { pager, thread, sleeper, notifier, lane, present: None })
+        Ok(Self { pager, thread, markers, sleeper, notifier, lane, present: None })
     }
 
     /// Calls `run`, which is to do one KVM_RUN.
     pub(crate) fn in_kvm_run<R>(&self, run: impl FnOnce() -> R) -> R {
-        match &self.thread {
-            Some(thread) => thread.in_kvm_run(run),
-            None => run(),
-        }
+        self.thread.in_kvm_run(run)
     }
 
     /// Do faults come to this thread?
     pub(crate) fn has_markers(&self) -> bool {
-        self.thread.is_some()
+        self.markers
     }
 
     /// The pager.
@@ -91,7 +89,7 @@ impl Faults {
     /// After KVM_RUN was interrupted: brings the page of the fault, if that was it. `guest` is asked for
     /// only when the page needs time.
     pub(crate) fn resolve(&mut self, guest: impl FnOnce() -> GuestState) -> Resolved {
-        let Some(hva) = self.thread.as_ref().and_then(GuestThread::take_fault) else {
+        let Some(hva) = self.thread.take_fault() else {
             return Resolved::NoFault;
         };
         match (self.pager.gfn_at(hva), self.notifier.clone()) {

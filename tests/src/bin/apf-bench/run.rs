@@ -1,11 +1,13 @@
 //! One boot of a guest in one mode, and what its runs gave.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
-use nowait_tests::guest::{End, GUEST_LIMIT, Guest};
+use nowait_tests::guest::{End, Guest};
 use nowait_wire::agent::{Request, RunResult, Workload};
 
 /// The modes, in the order of the tables.
@@ -15,6 +17,8 @@ pub(crate) const MODES: [&str; 4] = ["off", "host", "kernel", "user"];
 const QUANTILES: [f64; 12] =
     [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995];
 
+/// What one boot may take on a busy machine.
+const LIMIT: Duration = Duration::from_secs(400);
 /// How many guests of one mode may be lost before the benchmark gives up.
 const LOST_MAX: u32 = 2;
 
@@ -42,7 +46,8 @@ pub(crate) struct Boot {
 
 /// Boots a guest with these arguments in `mode`, and makes the runs.
 pub(crate) fn boot(mode: &str, args: &[&str], workloads: &[Workload]) -> Result<Boot> {
-    let mut guest = Guest::linux().args(["--apf", mode, "--console", "none"]).args(args);
+    let mut guest =
+        Guest::linux().limit(LIMIT).args(["--apf", mode, "--console", "none"]).args(args);
     for workload in workloads {
         guest = guest.request(Request::Run(workload.clone()));
     }
@@ -57,7 +62,7 @@ pub(crate) fn boot(mode: &str, args: &[&str], workloads: &[Workload]) -> Result<
 
 /// A guest that did not come to its end.
 #[derive(Debug, thiserror::Error)]
-#[error("a guest with --apf {mode} did not end within {GUEST_LIMIT:?}:\n{stuck}")]
+#[error("a guest with --apf {mode} did not end within {LIMIT:?}:\n{stuck}")]
 struct Lost {
     mode: String,
     stuck: String,
