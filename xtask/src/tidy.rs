@@ -82,7 +82,8 @@ fn look_at(file: &str, text: &str, complaints: &mut Vec<String>) {
             complaints.push(format!("{file}:{number}: {word}"));
         }
     }
-    let manifest = file.ends_with("/Cargo.toml");
+    // A workspace of its own cannot inherit ours.
+    let manifest = file.ends_with("/Cargo.toml") && !text.lines().any(|line| line == "[workspace]");
     if manifest && !text.contains("[lints]\nworkspace = true") {
         complaints.push(format!("{file}: no `[lints] workspace = true`"));
     }
@@ -114,6 +115,7 @@ mod tests {
         assert_eq!(complaints("a.md", concat!("see /ho", "me/x\n")), 1);
         assert_eq!(complaints("a.rs", concat!("// FIX", "ME: later\n")), 1);
         assert_eq!(complaints("a/Cargo.toml", "[package]\n"), 1);
+        assert_eq!(complaints("a/Cargo.toml", "[package]\n[workspace]\n"), 0);
         assert_eq!(complaints("a/Cargo.toml", "[lints]\nworkspace = true\n"), 0);
     }
 
