@@ -3,7 +3,7 @@
 //! The measuring is done by a program of the tests crate, on the host or in the nested machine; it
 //! prints the table and writes `{"schema":"nowait.bench/1","figures":[…]}` (tests/src/figures.rs).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ impl ApfOptions {
             paths::check_writable(file)?;
         }
         let json = self.common.json.get_or_insert(paths::target().join("bench-apf.json")).clone();
-        let code = self.common.run("apf")?;
+        let code = self.common.run("apf", None)?;
         if let (0, Some(svg)) = (code, &self.svg) {
             plot::percentiles(
                 &json,
@@ -98,12 +98,17 @@ impl PagerOptions {
         if !self.no_guests {
             // Before the threads that play vCPUs, not beside them.
             let guests = paths::target().join("bench-hit.json");
+            let trace = paths::target().join("bench-hit.trace");
             let options =
                 Options { force: self.force, json: Some(guests.clone()), rest: Vec::new() };
-            match options.run("hit")? {
+            match options.run("hit", Some(&trace))? {
                 0 => command.arg("--with").arg(&guests),
                 code => return Ok(code),
             };
+            // What a user names comes after it, and has its place.
+            if !self.rest.iter().any(|word| word.starts_with("--trace")) {
+                command.arg("--trace").arg(&trace);
+            }
         }
         if let Some(file) = &self.json {
             command.arg("--json").arg(file);
@@ -116,7 +121,7 @@ impl Bench {
     /// Runs it; the exit code of the measuring program.
     pub(crate) fn run(self) -> Result<u8> {
         match self {
-            Bench::Boot(options) => options.run("boot"),
+            Bench::Boot(options) => options.run("boot", None),
             Bench::Apf(options) => options.run(),
             Bench::Pager(options) => options.run(),
         }
@@ -124,7 +129,8 @@ impl Bench {
 }
 
 impl Options {
-    fn run(&self, bench: &str) -> Result<u8> {
+    /// Runs it; a trace that is wanted is an option of the measuring program, too.
+    fn run(&self, bench: &str, trace: Option<&Path>) -> Result<u8> {
         if let Some(file) = &self.json {
             paths::check_writable(file)?;
         }
@@ -137,6 +143,9 @@ impl Options {
                 let report = paths::target().join(format!("bench-{bench}.json"));
                 let mut command = on_host_command(&program, &nowait, &images)?;
                 command.arg("--json").arg(&report).args(&self.rest);
+                trace.iter().for_each(|trace| {
+                    command.arg("--trace").arg(trace);
+                });
                 (child::foreground(&mut command)?, report)
             }
             Accel::Nested => {
@@ -145,6 +154,9 @@ impl Options {
                 let result = format!("/results/{bench}.json");
                 let mut words = vec![name.clone(), "--json".to_owned(), result];
                 words.extend(self.rest.iter().cloned());
+                if trace.is_some() {
+                    words.extend(["--trace", "/results/trace"].map(str::to_owned));
+                }
                 let mut run = nested::Run::new(&name, words);
                 run.hold.add(&program, inside);
                 run.hold.add(&nowait, "bin/nowait");
@@ -152,7 +164,11 @@ impl Options {
                 run.hold.qemu()?;
                 run.memory_mib = MEMORY_MIB;
                 run.timeout = TIMEOUT;
-                (run.go()?, run.out.join("results").join(format!("{bench}.json")))
+                let code = run.go()?;
+                if let (0, Some(trace)) = (code, trace) {
+                    run.bring("trace", trace)?;
+                }
+                (code, run.out.join("results").join(format!("{bench}.json")))
             }
         };
         if let (0, Some(file)) = (code, &self.json) {

@@ -3,11 +3,13 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 
-use nowait_wire::agent::{LineError, PROTOCOL, Report, Request, decode_line, encode_line};
+use nowait_wire::agent::{
+    LineError, PROTOCOL, Report, Request, RunResult, decode_line, encode_line,
+};
 
 use crate::init::{Asked, Signals};
 use crate::lines::Lines;
-use crate::workload::Runner;
+use crate::workload::{Runner, WorkloadError};
 use crate::{exec, procfs, sys};
 
 /// The second UART, COM2.
@@ -68,12 +70,17 @@ fn answer(line: Result<Vec<u8>, LineError>, runner: &mut Runner) -> Option<Repor
     Some(match line.and_then(|line| decode_line(&line)) {
         Ok(Request::PowerOff) => return None,
         Ok(Request::Exec { command }) => exec::exec(&command),
-        Ok(Request::Run(workload)) => match runner.run(&workload) {
-            Ok(result) => Report::Result(result),
-            Err(e) => Report::Error { message: e.to_string() },
-        },
+        Ok(Request::Run(workload)) => report(runner.run(&workload)),
+        Ok(Request::Record { workload, touches }) => report(runner.record(&workload, touches)),
         Err(e) => Report::Error { message: e.to_string() },
     })
+}
+
+fn report(result: Result<RunResult, WorkloadError>) -> Report {
+    match result {
+        Ok(result) => Report::Result(result),
+        Err(e) => Report::Error { message: e.to_string() },
+    }
 }
 
 fn send(channel: &mut File, report: &Report) -> io::Result<()> {

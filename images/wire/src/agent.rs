@@ -22,6 +22,8 @@ pub const MAX_OVERRUN_US: u64 = 60_000_000;
 pub const OVERRUN_DIGITS: u8 = 3;
 /// The kernel command line parameter that tells the agent what to do; see [`Mode`].
 pub const CMDLINE_KEY: &str = "nowait.agent";
+/// Where the guest has what [`Request::Record`] wrote down.
+pub const TOUCHES_FILE: &str = "/run/touches";
 /// What the agent prints on the console as its very first line.
 pub const READY_LINE: &str = "nowait-agent: ready";
 
@@ -76,6 +78,15 @@ impl Mode {
 pub enum Request {
     /// Run one workload and report its result.
     Run(Workload),
+    /// As [`Request::Run`], and write down which pages its threads touch, in their order: the file
+    /// [`TOUCHES_FILE`] has the first `touches` of them, for each the page's number in two bytes, the
+    /// lower first.
+    Record {
+        /// What to run.
+        workload: Workload,
+        /// How many touches are written down at most.
+        touches: u32,
+    },
     /// Run a command with `/bin/sh -c` and report its exit status and output.
     Exec {
         /// The command line for the shell.

@@ -53,7 +53,7 @@ pub(super) fn run(force: Force, selection: Selection<'_>) -> Result<Counts> {
 }
 
 /// Time after which the nested machine with all guest tests is ended.
-const TIMEOUT: Duration = Duration::from_secs(1500);
+const TIMEOUT: Duration = Duration::from_secs(2400);
 
 fn on_host(
     nowait: &Path,

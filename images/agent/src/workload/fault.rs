@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use nowait_wire::agent::{Kind, Pressure, Workload};
@@ -9,6 +10,7 @@ use nowait_wire::agent::{Kind, Pressure, Workload};
 use super::course::Course;
 use super::gate::Gate;
 use super::pattern::{self, COPY_BYTES, Compressible, Copied};
+use super::record::Record;
 use super::{WorkloadError, evict};
 use crate::sys::{self, Pages};
 
@@ -22,6 +24,8 @@ pub(super) struct Faulting {
     /// Threads that have not ended, and the end of the last of those that have.
     running: AtomicU64,
     last_end_ns: AtomicU64,
+    /// Where touches are written down.
+    record: Option<Arc<Record>>,
 }
 
 impl Faulting {
@@ -52,7 +56,13 @@ impl Faulting {
             wrong: AtomicU64::new(0),
             running: AtomicU64::new(u64::from(workload.threads)),
             last_end_ns: AtomicU64::new(0),
+            record: None,
         })
+    }
+
+    /// Has its touches written down.
+    pub(super) fn recorded(self, record: Option<Arc<Record>>) -> Self {
+        Self { record, ..self }
     }
 
     /// The buffer, for another run.
@@ -86,6 +96,9 @@ impl Faulting {
             let Some(index) = course.next() else {
                 break;
             };
+            if let Some(record) = &self.record {
+                record.touch(index);
+            }
             let good = match self.kind {
                 Kind::Copy => self.buffer.copy(index),
                 Kind::Idle | Kind::User => Some(self.buffer.check(index)),

@@ -13,22 +13,27 @@ mod fault;
 mod gate;
 mod heartbeat;
 mod pattern;
+mod record;
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::{self, Scope, ScopedJoinHandle};
 
-use nowait_wire::agent::{Kind, Pressure, RunResult, Workload};
+use nowait_wire::agent::{Kind, Pressure, RunResult, TOUCHES_FILE, Workload};
 
 use crate::sys;
 use fault::{Buffer, Faulting};
 use gate::Gate;
 use heartbeat::RUNNING;
+use record::Record;
 
 /// The largest number of faulting threads.
 const MAX_THREADS: u32 = 256;
 /// The largest number of pages in the buffer.
 const MAX_PAGES: u32 = 65_536;
+/// The largest number of touches that are written down.
+const MAX_TOUCHES: u32 = 1 << 20;
 /// The longest run, in milliseconds.
 const MAX_DURATION_MS: u32 = 600_000;
 /// The shortest and the longest period of the heartbeat, in microseconds.
@@ -84,6 +89,9 @@ pub(crate) enum WorkloadError {
     /// The file that `read(2)` copies from cannot be made.
     #[error("cannot make the file to read from: {0}")]
     File(#[source] io::Error),
+    /// The touches cannot be written down.
+    #[error("cannot write {TOUCHES_FILE}: {0}")]
+    Touches(#[source] io::Error),
     /// A thread of the run could not be started or set up.
     #[error("{0}")]
     Thread(String),
@@ -103,6 +111,30 @@ pub(crate) struct Runner {
 impl Runner {
     /// Makes one run.
     pub(crate) fn run(&mut self, workload: &Workload) -> Result<RunResult, WorkloadError> {
+        self.run_with(workload, None)
+    }
+
+    /// Makes one run, and writes down which pages it touches.
+    pub(crate) fn record(
+        &mut self,
+        workload: &Workload,
+        touches: u32,
+    ) -> Result<RunResult, WorkloadError> {
+        if touches == 0 || touches > MAX_TOUCHES {
+            let range = format!("1 to {MAX_TOUCHES}");
+            return Err(WorkloadError::Operand { operand: "touches", value: touches, range });
+        }
+        let record = Arc::new(Record::new(touches));
+        let result = self.run_with(workload, Some(Arc::clone(&record)))?;
+        std::fs::write(TOUCHES_FILE, record.bytes()).map_err(WorkloadError::Touches)?;
+        Ok(result)
+    }
+
+    fn run_with(
+        &mut self,
+        workload: &Workload,
+        record: Option<Arc<Record>>,
+    ) -> Result<RunResult, WorkloadError> {
         validate(workload)?;
         let cpus = sys::cpus()
             .map_err(|source| WorkloadError::Guest { what: "the CPUs online", source })?;
@@ -115,7 +147,7 @@ impl Runner {
         if kept.is_none() {
             check_memory(workload.pages)?;
         }
-        let faulting = Faulting::prepare(workload, kept)?;
+        let faulting = Faulting::prepare(workload, kept)?.recorded(record);
         let result = measure(workload, &cpus, Some(&faulting));
         self.kept = limited.then(|| faulting.into_buffer());
         result

@@ -2,9 +2,13 @@
 //! userfaultfd, of the same pages in the same rounds. The guest part of `cargo xtask bench pager`, on the
 //! host's KVM or in the emulated machine.
 //!
+//! And a guest's touches are written down, for the eviction policy to be measured on (`trace`).
+//!
 //! One thread of the guest touches pages that are out of the guest mapping and still in memory
 //! (`--evict-to idle`); the time of a touch is that of the fault, as the guest sees it.
 #![forbid(unsafe_code)]
+
+mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,6 +29,9 @@ struct Args {
     /// Write the figures to FILE
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Record the pages that a guest with a Zipf workload touches, and write their numbers to FILE
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
 }
 
 /// Pages of one run; each is touched once.
@@ -47,6 +54,10 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
+    if let Some(path) = &args.trace {
+        eprintln!("hit-bench: recording a guest's touches");
+        trace::record(path).context("recording a trace")?;
+    }
     let mut times: [Vec<f64>; MODES.len()] = Default::default();
     for round in 0..args.runs {
         eprintln!("hit-bench: round {} of {}", round + 1, args.runs);
