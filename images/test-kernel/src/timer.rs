@@ -37,17 +37,15 @@ pub(crate) fn stop() {
 /// Lets interrupts come until the condition holds, for so many milliseconds or a little more; whether it
 /// holds in the end. Interrupts must be off, and are off between them.
 pub(crate) fn wait_until(limit_ms: u64, condition: impl Fn() -> bool) -> bool {
-    interrupts::set_hook(VECTOR, tick);
+    every(MS);
     let begin = ticks();
-    while !condition() {
-        if ticks() - begin >= limit_ms {
-            return false;
-        }
-        apic::timer_once(VECTOR, MS);
+    let mut holds = condition();
+    while !holds && ticks() - begin < limit_ms {
         cpu::wait_for_interrupt();
+        holds = condition();
     }
-    apic::timer_off();
-    true
+    stop();
+    holds
 }
 
 /// Lets interrupts come for so many milliseconds or a little more.

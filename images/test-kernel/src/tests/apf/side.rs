@@ -46,6 +46,8 @@ pub(super) const KEEP_TOKEN: u32 = 1 << 2;
 /// Page-ready: do not write ACK.
 pub(super) const KEEP_ACK: u32 = 1 << 3;
 
+/// In bytes, and one more.
+const LONGEST_INSTRUCTION: u64 = 16;
 const LOG_LEN: usize = 512;
 
 /// What came, in its order.
@@ -248,6 +250,10 @@ fn not_present(frame: &mut Frame) -> Handled {
     side.faults.push(cr2);
     side.fault_cpl.store(frame.cpl().into(), Ordering::SeqCst);
     if side.does(SKIP) {
+        if frame.r15.wrapping_sub(frame.rip) >= LONGEST_INSTRUCTION {
+            println!("page-not-present for an access that cannot be skipped: CR2 {cr2:#x}");
+            return Handled::No;
+        }
         frame.rip = frame.r15;
     } else if !timer::wait_until(LIMIT_MS, || side.readies.has(token)) {
         println!("no page-ready for {token:#x}");
