@@ -352,9 +352,10 @@ impl PageWord {
         }
     }
 
-    /// Edge: the page is to be written to the store.
+    /// Edge: the page is to be written to the store. Not a pinned one, which is Idle when the host took it
+    /// out of the mapping and has no memory to map it again: its bytes may change without a fault.
     pub(crate) fn begin_store(&mut self) -> Option<Generation> {
-        if self.state() != PageState::Idle {
+        if self.state() != PageState::Idle || self.pins() > 0 {
             return None;
         }
         let generation = self.next_generation();

@@ -195,16 +195,19 @@ impl Core {
 
     /// Maps what is in the RAM file.
     pub(super) fn second_map(self: &Arc<Self>, mut work: Work, page: PageIndex) {
+        // Counted first: whoever waits runs as soon as the page is there.
+        self.counters.remapped_pages.add(1);
         match self.map_until_done(PageRun::single(page)) {
             Ok(()) => {
                 work.done();
-                self.counters.remapped_pages.add(1);
                 self.put_back(page, self.table.edge(page, PageWord::installed));
             }
             Err(Refused { error, transient: true }) => {
+                self.counters.remapped_pages.sub(1);
                 self.again_for(work, WaitsFor::Memory, &error);
             }
             Err(Refused { error, .. }) => {
+                self.counters.remapped_pages.sub(1);
                 work.done();
                 self.give_up(page, error);
             }

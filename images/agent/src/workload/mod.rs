@@ -290,7 +290,7 @@ mod tests {
             validate(&workload).unwrap_err().to_string()
         };
         let cases = [
-            (refused(Kind::User, |w| w.threads = 0), "threads is 0, but it must be 1 to 64"),
+            (refused(Kind::User, |w| w.threads = 0), "threads is 0, but it must be 1 to 256"),
             (refused(Kind::Copy, |w| w.threads = 257), "threads is 257, but it must be 1 to 256"),
             (
                 refused(Kind::Idle, |w| w.threads = 1),
