@@ -147,6 +147,43 @@ impl Parser {
     }
 }
 
+/// What a program of libtest-mimic that died in the middle had counted, and how many of its tests had ended.
+/// They run one after the other: the last that began had not.
+pub(super) fn so_far(text: &str) -> (Counts, usize) {
+    let mut begun: Vec<(&str, Option<bool>)> = Vec::new();
+    let mut counts = Counts::default();
+    for line in text.lines() {
+        let (name, verdict) = match line.strip_prefix("test ").and_then(|l| l.split_once(" ... ")) {
+            Some((name, verdict)) => {
+                begun.push((name.trim(), None));
+                (name.trim(), verdict)
+            }
+            None => (begun.last().map_or("", |last| last.0), line),
+        };
+        let Some((_, failed)) = begun.last_mut() else { continue };
+        if verdict == "ok" || verdict == "FAILED" {
+            *failed = Some(verdict == "FAILED");
+        } else if let Some(reason) = verdict.strip_prefix("ignored") {
+            let reason = reason.trim_start_matches([',', ' ', '(']).trim_end_matches(')');
+            counts.skips.push((name.to_owned(), reason.to_owned()));
+            *failed = None;
+        }
+    }
+    begun.pop();
+    let skipped = |name: &str| counts.skips.iter().any(|(skip, _)| skip == name);
+    let (mut passed, mut failures, mut ignored) = (0, Vec::new(), 0);
+    for (name, failed) in &begun {
+        match failed {
+            Some(true) => failures.push((*name).to_owned()),
+            _ if skipped(name) => ignored += 1,
+            _ => passed += 1,
+        }
+    }
+    (counts.passed, counts.failed, counts.skipped) = (passed, failures.len(), ignored);
+    counts.failures = failures;
+    (counts, begun.len())
+}
+
 /// `---- name stdout ----`
 fn output_header(line: &str) -> Option<&str> {
     line.strip_prefix("---- ")?.strip_suffix(" stdout ----")
@@ -162,6 +199,7 @@ fn is_title(line: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::so_far;
     use super::{Counts, Parser};
 
     fn parse(text: &str) -> Counts {
@@ -201,5 +239,17 @@ mod tests {
     fn a_dead_program_is_a_failure() {
         let counts = parse("running 2 tests\ntest a ... ok\ntest b ... ");
         assert_eq!(counts.line(), "0 passed, 1 failed, 0 skipped");
+    }
+
+    #[test]
+    fn a_program_that_died_has_counted_what_ended_before() {
+        let text = "\nrunning 5 tests\ntest a::one   ... ok\ntest a::two ... noise\nmore\nFAILED\n\
+            test b::three ... ignored (no disk)\ntest b::four ... said\nok\ntest c::five ... \n";
+        let (counts, ended) = so_far(text);
+        assert_eq!(ended, 4);
+        assert_eq!((counts.passed, counts.failed, counts.skipped), (2, 1, 1));
+        assert_eq!(counts.failures, ["a::two"]);
+        assert_eq!(counts.skips, [("b::three".to_owned(), "no disk".to_owned())]);
+        assert_eq!(so_far("").1, 0);
     }
 }
