@@ -90,6 +90,8 @@ fn main() {
         .flat_map(|(topic, tests)| tests.iter().map(move |test| trial(topic, *test, no_kvm)))
         .chain(needing)
         .collect();
+    let filter = args.filter.clone().unwrap_or_default();
+    let trials = trials.into_iter().filter(|trial| trial.name().contains(&filter)).collect();
     libtest_mimic::run(&args, share(trials)).exit();
 }
 
