@@ -16,11 +16,9 @@ pub(crate) const TESTS: &[Test] = &[("anything_at_any_time", chaos)];
 
 /// How long, unless said otherwise.
 const SECONDS: u64 = 60;
-/// What one guest may take, from start to end.
-const GUEST_LIMIT: Duration = Duration::from_secs(120);
-const POLL: Duration = Duration::from_millis(200);
-/// Within this time a guest that is slow has a fault.
-const PROGRESS: Duration = Duration::from_secs(20);
+/// How long one guest is disturbed, and what it may take to its end after that.
+const CHAOS_LIMIT: Duration = Duration::from_secs(60);
+const CALM_LIMIT: Duration = Duration::from_secs(180);
 
 fn from_environment(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -77,26 +75,6 @@ fn workload(random: &mut Rng) -> Request {
     })
 }
 
-/// A guest that fetches its own kernel page by page may take for ever. Without more pages to lose it comes
-/// to its end, or at least gets on: a task that does not would have ended it as a hung one. Whether it ended.
-fn slow(running: &mut Running) -> bool {
-    let faults = |running: &Running| {
-        let names = ["retries", "hits_idle", "hits_stored", "joined"];
-        names.map(|name| running.metric(&format!("nowait_{name}_total")))
-    };
-    let before = faults(running);
-    running.try_tell("POST /evict", "");
-    running.try_tell("PUT /limit", "none");
-    for _ in 0..PROGRESS.as_millis() / POLL.as_millis() {
-        thread::sleep(POLL);
-        if running.has_ended() {
-            return true;
-        }
-    }
-    assert_ne!(faults(running), before, "the guest hangs");
-    false
-}
-
 fn guest(random: &mut Rng) {
     // Ours mostly; what KVM does on its own is not what is tried here.
     let apf = pick(random, &["user", "user", "user", "off"]);
@@ -116,12 +94,10 @@ fn guest(random: &mut Rng) {
     let began = Instant::now();
     let mut running = Running::start(&args, &requests);
     while !running.has_ended() {
-        if began.elapsed() > GUEST_LIMIT {
-            if slow(&mut running) {
-                break;
-            }
-            running.end();
-            return println!("a slow guest, ended");
+        if began.elapsed() > CHAOS_LIMIT {
+            // A guest that fetches its own kernel page by page gets nowhere: now it is left alone.
+            running.try_tell("PUT /limit", "none");
+            break;
         }
         thread::sleep(Duration::from_millis(random.u64(1..400)));
         match random.u8(..8) {
@@ -138,7 +114,7 @@ fn guest(random: &mut Rng) {
             _ => {}
         }
     }
-    let (end, reports) = running.finish(Duration::from_secs(1));
+    let (end, reports) = running.finish(CALM_LIMIT);
     end.expect_code(0);
     check_reports(&reports, runs);
 }

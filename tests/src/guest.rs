@@ -19,7 +19,7 @@ use crate::{initramfs, nowait_bin, vmlinux};
 pub const GUEST_LIMIT: Duration = Duration::from_secs(120);
 
 /// A guest that has yet to run.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Guest {
     args: Vec<OsString>,
     requests: Vec<Request>,
@@ -92,24 +92,7 @@ impl Guest {
     /// When the process cannot be started or does not end in time.
     #[must_use]
     pub fn run(self) -> End {
-        if !self.may_hang() {
-            return self.run_beside(|| ());
-        }
-        let again = self.clone();
-        self.try_run().unwrap_or_else(|stuck| {
-            println!("once more, since KVM's own modes may hang in the emulated machine: {stuck}");
-            again.run_beside(|| ())
-        })
-    }
-
-    /// In the emulated machine one guest in about 50 hangs whose async page faults are KVM's own: an
-    /// interrupt comes where interrupts are off (ARCHITECTURE.md, "The bed"). Ours get no second try.
-    fn may_hang(&self) -> bool {
-        let kvms = self
-            .args
-            .windows(2)
-            .any(|words| words[0] == "--apf" && (words[1] == "host" || words[1] == "kernel"));
-        kvms && std::env::var("NOWAIT_ACCEL").is_ok_and(|accel| accel == "nested")
+        self.run_beside(|| ())
     }
 
     /// As [`Guest::run`], and does something else meanwhile.
