@@ -29,7 +29,12 @@ const TOO_LITTLE_BYTES: u64 = 2 << 20;
 const SHORTAGE: Duration = Duration::from_secs(6);
 const PAGE_BYTES: u64 = 4096;
 /// The guest's buffer: 32M of 96M.
-const PAGES: u32 = 8192;
+pub(crate) const PAGES: u32 = 8192;
+/// Of the guest that waits for memory: 56M. It has one fault for each page, so that filling it takes longer
+/// than a test needs to look.
+const MORE_PAGES: u32 = 14_336;
+/// Pages that are touched when memory ends: what the loader wrote, a bit more, and nothing of the buffer.
+const BOOTING: u64 = 4000;
 /// Pages that are taken until the guest has met one.
 const MOST_ERRORS: usize = 40;
 
@@ -47,7 +52,7 @@ pub(crate) fn missing() -> Option<&'static str> {
 pub(crate) fn guest_beside(
     cgroup: &Cgroup,
     args: &[&str],
-    (kind, duration_ms): (Kind, u32),
+    (kind, pages, duration_ms): (Kind, u32, u32),
     touched: u64,
     act: impl FnOnce(&Path),
 ) -> End {
@@ -57,13 +62,13 @@ pub(crate) fn guest_beside(
         kind,
         threads: 4,
         duration_ms,
-        pages: PAGES,
+        pages,
         heartbeat_us: 10_000,
         pressure: Pressure::Limit { access: Access::Random, seed: 3 },
         ..Workload::IDLE
     };
     Guest::linux()
-        .args(["--memory", "96M", "--fault-around", "16K", "--control"])
+        .args(["--memory", "96M", "--control"])
         .args([&socket])
         .args(args)
         .within(cgroup)
@@ -86,8 +91,8 @@ pub(crate) fn guest_beside(
 fn shortage() {
     for apf in ["off", "host", "kernel"] {
         let cgroup = Cgroup::new("nowait-shortage");
-        // The buffer is being filled.
-        let end = guest_beside(&cgroup, &["--apf", apf], (Kind::User, 500), 7000, |_| {
+        let args = ["--apf", apf, "--fault-around", "4K"];
+        let end = guest_beside(&cgroup, &args, (Kind::User, MORE_PAGES, 500), BOOTING, |_| {
             // What the kernel keeps for the process counts, too: sockets may fail, and nobody asks for
             // metrics meanwhile.
             let less = cgroup.number("memory.current") - TOO_LITTLE_BYTES;
@@ -115,7 +120,8 @@ fn error() {
         fs::write("/proc/sys/vm/memory_failure_early_kill", early).expect("a setting");
         let cgroup = Cgroup::new("nowait-error");
         let mut taken = 0;
-        let end = guest_beside(&cgroup, &["--apf", apf], (Kind::User, 30_000), 10_000, |socket| {
+        let args = ["--apf", apf, "--fault-around", "16K"];
+        let end = guest_beside(&cgroup, &args, (Kind::User, PAGES, 30_000), 10_000, |socket| {
             let pid = cgroup.process("nowait").expect("it runs");
             let pages = ram_pages(pid);
             println!("--apf {apf}: {} pages of guest RAM are mapped", pages.len());

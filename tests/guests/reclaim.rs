@@ -13,7 +13,7 @@ use nowait_tests::guest::End;
 use nowait_wire::agent::Kind;
 
 use crate::Test;
-use crate::host_memory::guest_beside;
+use crate::host_memory::{PAGES, guest_beside};
 
 pub(crate) const TESTS: &[Test] = &[
     ("pages_hold_their_bytes_when_the_host_swaps_them_out", swapped),
@@ -85,7 +85,8 @@ fn guest_with_reclaim(kind: Kind, args: &[&str]) -> (End, u64) {
     let cgroup = Cgroup::new("nowait-reclaim");
     let (mut swapped, mut times) = (0, Vec::new());
     // From when it has filled its buffer, nearly, to the end.
-    let end = guest_beside(&cgroup, args, (kind, DURATION_MS), TOUCHED, |socket| {
+    let all = [args, &["--fault-around", "16K"]].concat();
+    let end = guest_beside(&cgroup, &all, (kind, PAGES, DURATION_MS), TOUCHED, |socket| {
         while let Ok(answer) = control::ask(socket, "GET /metrics", "") {
             times.push(answer.took);
             // It takes what it gets.
