@@ -56,6 +56,8 @@ impl Core {
         let begun = self.begin_write_backs(excess.max(1));
         match (begun, aged) {
             _ if stuck => Some(STUCK_PAUSE),
+            // More pages are to be idle by the time the store has taken what it has.
+            (_, AGE_BATCHES) => Some(Duration::ZERO),
             // What begins rings again when it ends.
             (1.., _) => None,
             (0, _) => Some(IDLE_PAUSE),
