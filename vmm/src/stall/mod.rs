@@ -17,6 +17,7 @@ mod overrun;
 mod plan;
 mod session;
 mod table;
+mod verdict;
 
 use std::io::{self, Write};
 use std::path::PathBuf;

@@ -84,6 +84,12 @@ pub(super) fn foot(out: &mut dyn Write, document: &Document) -> io::Result<()> {
         writeln!(out)?;
         writeln!(out, "{}", conditions(document))?;
     }
+    let verdict = super::verdict::lines(document);
+    if !verdict.is_empty() {
+        writeln!(out)?;
+        verdict.iter().try_for_each(|line| writeln!(out, "{line}"))?;
+        writeln!(out, "(one boot of each mode: no more than a hint where they differ by little)")?;
+    }
     for failure in &document.failures {
         writeln!(
             out,
