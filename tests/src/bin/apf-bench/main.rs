@@ -5,6 +5,7 @@
 
 mod notify;
 mod overcommit;
+mod preemption;
 mod run;
 
 use std::path::PathBuf;
@@ -24,7 +25,7 @@ struct Args {
     #[arg(long, default_value_t = 2100, value_parser = clap::value_parser!(u32).range(100..=60_000))]
     duration_ms: u32,
     /// Only these parts
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "notify,mixed,overcommit")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "notify,mixed,preemption,overcommit")]
     part: Vec<Part>,
     /// Latencies of the store for the part "overcommit", in milliseconds
     #[arg(long, value_delimiter = ',', default_value = "1,5,20")]
@@ -41,6 +42,8 @@ enum Part {
     Notify,
     /// 90 % of the faults at hand
     Mixed,
+    /// Pages that the guest's kernel writes to, by how preemptible that is
+    Preemption,
     /// Four times as much memory in use as may be resident
     Overcommit,
 }
@@ -77,6 +80,7 @@ fn run(args: &Args) -> Result<()> {
         match part {
             Part::Notify => notify::run(args, &mut report)?,
             Part::Mixed => notify::mixed(args, &mut report)?,
+            Part::Preemption => preemption::run(args, &mut report)?,
             Part::Overcommit => overcommit::run(args, &mut report)?,
         }
     }

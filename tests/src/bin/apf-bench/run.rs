@@ -46,8 +46,17 @@ pub(crate) struct Boot {
 
 /// Boots a guest with these arguments in `mode`, and makes the runs.
 pub(crate) fn boot(mode: &str, args: &[&str], workloads: &[Workload]) -> Result<Boot> {
-    let mut guest =
-        Guest::linux().limit(LIMIT).args(["--apf", mode, "--console", "none"]).args(args);
+    boot_of(Guest::linux(), mode, args, workloads)
+}
+
+/// The same with a guest of another kernel.
+pub(crate) fn boot_of(
+    guest: Guest,
+    mode: &str,
+    args: &[&str],
+    workloads: &[Workload],
+) -> Result<Boot> {
+    let mut guest = guest.limit(LIMIT).args(["--apf", mode, "--console", "none"]).args(args);
     for workload in workloads {
         guest = guest.request(Request::Run(workload.clone()));
     }
@@ -105,6 +114,16 @@ impl Rounds {
         args: &[&str],
         workloads: &[Workload],
     ) -> Result<Self> {
+        Self::of(name, runs, modes, |mode| boot(mode, args, workloads))
+    }
+
+    /// Has each of `modes` its turn with `boot`, so many times; not always the same one first.
+    pub(crate) fn of(
+        name: &str,
+        runs: u32,
+        modes: &[&'static str],
+        boot: impl Fn(&str) -> Result<Boot>,
+    ) -> Result<Self> {
         let mut boots: Vec<Vec<Boot>> = modes.iter().map(|_| Vec::new()).collect();
         let mut lost = vec![0; modes.len()];
         for round in 0..runs {
@@ -112,7 +131,7 @@ impl Rounds {
             for turn in 0..modes.len() {
                 let mode = (turn + round as usize) % modes.len();
                 boots[mode].push(loop {
-                    match boot(modes[mode], args, workloads) {
+                    match boot(modes[mode]) {
                         Err(error) if error.is::<Lost>() && lost[mode] < LOST_MAX => {
                             eprintln!("apf-bench: {error}");
                             lost[mode] += 1;
