@@ -19,13 +19,19 @@ const LOOK_AGAIN_MS: i32 = 20;
 
 /// Runs a command and says what became of it.
 pub(crate) fn exec(command: &str) -> Report {
-    match init::install_busybox().map_err(|e| e.to_string()).and_then(|()| run(command, LIMIT)) {
-        Ok((status, output)) => Report::Exec {
-            status: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
-            output: String::from_utf8_lossy(&output).into_owned(),
-        },
+    let ended = init::install_busybox().map_err(|e| e.to_string());
+    match ended.and_then(|()| run_within(command, LIMIT)) {
+        Ok((status, output)) => Report::Exec { status, output },
         Err(message) => Report::Error { message },
     }
+}
+
+/// Runs a command that ends within this time: its exit status, or 128 and the signal that ended it, and
+/// its output.
+pub(crate) fn run_within(command: &str, limit: Duration) -> Result<(i32, String), String> {
+    let (status, output) = run(command, limit)?;
+    let status = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    Ok((status, String::from_utf8_lossy(&output).into_owned()))
 }
 
 fn run(command: &str, limit: Duration) -> Result<(ExitStatus, Vec<u8>), String> {

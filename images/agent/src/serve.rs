@@ -21,7 +21,7 @@ pub(crate) fn run(signals: &Signals) -> io::Result<Asked> {
     let mut channel = open().map_err(|e| explain("cannot open the agent channel /dev/ttyS1", e))?;
     send(&mut channel, &hello()?)?;
     let (mut lines, mut buffer) = (Lines::default(), [0; 4096]);
-    let mut runner = Runner::default();
+    let mut runner = Runner::marking();
     loop {
         let [signalled, readable] = sys::wait_readable([signals.file(), &channel], None)?;
         while signalled && let Some(asked) = signals.next() {

@@ -344,37 +344,65 @@ impl Drop for Pages {
     }
 }
 
-/// Writes frame numbers of paging requests to the VMM's paging port; holds the right to do so.
-/// Bound to the thread that opened it, since the kernel grants the right to a thread.
-pub(crate) struct PagingPort(PhantomData<*const ()>);
+/// The right of this thread to use I/O ports, given up when dropped. Bound to the thread that asked for it,
+/// since the kernel grants it to a thread.
+struct Ports(PhantomData<*const ()>);
 
-impl PagingPort {
-    /// Asks the kernel for the right to use I/O ports, for this thread.
-    pub(crate) fn open() -> io::Result<Self> {
-        // SAFETY: iopl takes no pointer. Ports are used by `request` alone.
+impl Ports {
+    fn open() -> io::Result<Self> {
+        // SAFETY: iopl takes no pointer. Ports are used by `out` alone.
         check(unsafe { libc::iopl(3) })?;
         Ok(Self(PhantomData))
     }
 
-    /// Tells the VMM that a request stands in the page with this guest frame number.
-    pub(crate) fn request(&self, gfn: u32) {
-        // SAFETY: `self` is not Send, so this is the thread that may use ports. The VMM answers into
-        // the request page, which callers reach only as atomics; the block is not `nomem`, so they
-        // read it afresh.
+    fn out(&self, port: u16, value: u32) {
+        // SAFETY: `self` is not Send, so this is the thread that may use ports, and both ports that are
+        // used are the VMM's. It answers into a request page, which callers reach only as atomics; the
+        // block is not `nomem`, so they read it afresh.
         unsafe {
             std::arch::asm!(
                 "out dx, eax",
-                in("dx") paging::PORT,
-                in("eax") gfn,
+                in("dx") port,
+                in("eax") value,
                 options(nostack, preserves_flags),
             );
         }
     }
 }
 
-impl Drop for PagingPort {
+impl Drop for Ports {
     fn drop(&mut self) {
         // SAFETY: iopl takes no pointer; giving the right up cannot fail.
         unsafe { libc::iopl(0) };
+    }
+}
+
+/// Writes frame numbers of paging requests to the VMM's paging port.
+pub(crate) struct PagingPort(Ports);
+
+impl PagingPort {
+    /// Asks the kernel for the right to use I/O ports, for this thread.
+    pub(crate) fn open() -> io::Result<Self> {
+        Ports::open().map(Self)
+    }
+
+    /// Tells the VMM that a request stands in the page with this guest frame number.
+    pub(crate) fn request(&self, gfn: u32) {
+        self.0.out(paging::PORT, gfn);
+    }
+}
+
+/// Marks the beginning and the end of runs for the VMM. Not together with a [`PagingPort`].
+pub(crate) struct MarkPort(Ports);
+
+impl MarkPort {
+    /// Asks the kernel for the right to use I/O ports, for this thread.
+    pub(crate) fn open() -> io::Result<Self> {
+        Ports::open().map(Self)
+    }
+
+    /// A run begins that is to last so many milliseconds; with 0 it is over.
+    pub(crate) fn mark(&self, duration_ms: u32) {
+        self.0.out(paging::MARK_PORT, duration_ms);
     }
 }

@@ -12,14 +12,18 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol; the host refuses a guest agent with another one.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// The longest line in either direction, in bytes, with its newline.
-pub const MAX_LINE_BYTES: usize = 64 * 1024;
+pub const MAX_LINE_BYTES: usize = 256 * 1024;
+/// Into how many slices of equal length a run is cut for its time lines.
+pub const SLICES: usize = 100;
 /// The largest overrun that a heartbeat tells apart, in microseconds; later ones count as this. The
 /// histogram's smallest value is 1 us.
 pub const MAX_OVERRUN_US: u64 = 60_000_000;
 /// The significant decimal digits of an overrun in the histogram.
 pub const OVERRUN_DIGITS: u8 = 3;
+/// The significant decimal digits of the time of a touch in its histogram, whose bounds are the overrun's.
+pub const ACCESS_DIGITS: u8 = 2;
 /// The kernel command line parameter that tells the agent what to do; see [`Mode`].
 pub const CMDLINE_KEY: &str = "nowait.agent";
 /// Where the guest has what [`Request::Record`] wrote down.
@@ -101,10 +105,13 @@ pub enum Request {
 pub struct Workload {
     /// What the threads do.
     pub kind: Kind,
-    /// Faulting threads; 0 with [`Kind::Idle`].
+    /// Faulting threads; 0 with [`Kind::Idle`] and [`Kind::Command`].
     pub threads: u32,
-    /// How long the run lasts, in milliseconds.
+    /// How long the run lasts, in milliseconds; with [`Kind::Command`] how long the command may take.
     pub duration_ms: u32,
+    /// How long the threads run before the run, unmeasured, in milliseconds. With [`Pressure::Limit`].
+    #[serde(default)]
+    pub warm_up_ms: u32,
     /// Pages of the buffer that the threads touch.
     pub pages: u32,
     /// The heartbeat's period, in microseconds.
@@ -118,6 +125,12 @@ pub struct Workload {
     /// How many of 100 pages of the buffer compress well; the others do not compress.
     #[serde(default = "half")]
     pub compressible_percent: u8,
+    /// How many of 100 touches of [`Kind::User`] write to the page. With [`Pressure::Limit`].
+    #[serde(default)]
+    pub write_percent: u8,
+    /// What `/bin/sh -c` runs with [`Kind::Command`].
+    #[serde(default)]
+    pub command: String,
 }
 
 impl Workload {
@@ -126,11 +139,14 @@ impl Workload {
         kind: Kind::Idle,
         threads: 0,
         duration_ms: 1000,
+        warm_up_ms: 0,
         pages: 0,
         heartbeat_us: 1000,
         pressure: Pressure::Evict,
         compute: 0,
         compressible_percent: HALF_PERCENT,
+        write_percent: 0,
+        command: String::new(),
     };
 }
 
@@ -167,6 +183,10 @@ pub enum Access {
     Random,
     /// Few pages often: the k-th most popular one about 1/k as often as the first.
     Zipf,
+    /// One after the other, round and round; each thread begins at a place of its own.
+    Sequential,
+    /// A working set of a quarter of the pages, at random; another one after every quarter of the run.
+    Phases,
 }
 
 /// What the faulting threads of a workload do.
@@ -179,6 +199,8 @@ pub enum Kind {
     User,
     /// Let the kernel write to pages: `read(2)` into them (`copy_to_user`).
     Copy,
+    /// Run a command of the user's own.
+    Command,
 }
 
 /// From the agent to the host.
@@ -210,6 +232,111 @@ pub enum Report {
         /// Why, in one line.
         message: String,
     },
+    /// Never sent by the agent: the VMM writes it behind each [`Report::Result`] that it passes on.
+    Host(HostStalls),
+}
+
+/// What the VMM saw of a run, from the agent's mark at its start to that at its end
+/// ([`crate::paging::MARK_PORT`]).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostStalls {
+    /// Whether faults come to the vCPUs' threads, so that stalls can be seen. With `--apf host` and
+    /// `kernel` they stay inside KVM.
+    pub visible: bool,
+    /// Whether both marks came.
+    pub marked: bool,
+    /// Between the marks, in microseconds of the host's clock.
+    pub elapsed_us: u64,
+    /// Stalls by cause; causes without any are left out.
+    pub causes: Vec<CauseStalls>,
+    /// Stalls by vCPU.
+    pub vcpus: Vec<VcpuStalls>,
+    /// Where pages came from, in the same time.
+    pub tiers: TierCounts,
+}
+
+/// Where pages came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TierCounts {
+    /// Never touched before: zero.
+    pub zero: u64,
+    /// In memory, but not mapped.
+    pub resident: u64,
+    /// In the store and at hand: compressed or same-filled.
+    pub at_hand: u64,
+    /// By I/O.
+    pub fetched: u64,
+    /// Of these, ahead of a fault.
+    pub prefetched: u64,
+}
+
+/// The stalls of one cause: from the fault to the entry into the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CauseStalls {
+    /// Why the vCPU did not run.
+    pub cause: Cause,
+    /// All together, in microseconds.
+    pub total_us: u64,
+    /// Their lengths in microseconds: an HdrHistogram in its V2 encoding, as base64.
+    pub us_hdr: String,
+}
+
+/// Why a vCPU did not run guest code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// A page that was never touched was made.
+    Zero,
+    /// A page in memory was mapped.
+    Resident,
+    /// A page was filled from what the store has at hand.
+    AtHand,
+    /// Another vCPU, or the host, was at the page.
+    Joined,
+    /// A page needed I/O, and the vCPU's thread waited for it.
+    Waited,
+    /// A page needed I/O, and the guest was told, which took this long.
+    Told,
+    /// A page needed I/O, and the vCPU was halted artificially; interrupts got through.
+    Halted,
+}
+
+impl Cause {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Zero,
+        Self::Resident,
+        Self::AtHand,
+        Self::Joined,
+        Self::Waited,
+        Self::Told,
+        Self::Halted,
+    ];
+
+    /// Its name, as in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Zero => "zero",
+            Self::Resident => "resident",
+            Self::AtHand => "at_hand",
+            Self::Joined => "joined",
+            Self::Waited => "waited",
+            Self::Told => "told",
+            Self::Halted => "halted",
+        }
+    }
+}
+
+/// The stalls of one vCPU.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VcpuStalls {
+    /// How many there were.
+    pub count: u64,
+    /// All together, in microseconds.
+    pub total_us: u64,
+    /// In each of [`SLICES`] slices of the run, for how long the vCPU did not run for it, in microseconds.
+    pub slices_us: Vec<u64>,
 }
 
 /// What one run gave.
@@ -226,6 +353,16 @@ pub struct RunResult {
     /// Units of work that the computing threads did; they mean something only in comparison.
     #[serde(default)]
     pub compute_units: u64,
+    /// How long each touch took, from the access to the instruction's (or the system call's) completion,
+    /// in microseconds: an HdrHistogram in its V2 encoding, as base64. Empty without faulting threads.
+    #[serde(default)]
+    pub access_us_hdr: String,
+    /// The command's exit status, or 128 and the signal that ended it; with [`Kind::Command`].
+    #[serde(default)]
+    pub status: Option<i32>,
+    /// The first part of the command's output, lossily as UTF-8.
+    #[serde(default)]
+    pub output: String,
     /// One for each guest CPU: the wake-up overrun.
     pub heartbeats: Vec<Heartbeat>,
 }
@@ -239,6 +376,9 @@ pub struct Heartbeat {
     pub deadlines: u64,
     /// The overruns in microseconds: an HdrHistogram in its V2 encoding, as base64.
     pub overrun_us_hdr: String,
+    /// The longest overrun in each of [`SLICES`] slices of the run, in microseconds.
+    #[serde(default)]
+    pub slices_us: Vec<u64>,
 }
 
 /// Why a line of the channel was refused.
@@ -294,11 +434,14 @@ mod tests {
             kind: Kind::Copy,
             threads: 8,
             duration_ms: 2000,
+            warm_up_ms: 100,
             pages: 512,
             heartbeat_us: 1000,
             pressure: Pressure::Limit { access: Access::Zipf, seed: u64::MAX },
             compute: 2,
             compressible_percent: 70,
+            write_percent: 30,
+            command: "true".into(),
         };
         let request = Request::Run(workload.clone());
         let line = encode_line(&request).unwrap();
@@ -309,7 +452,15 @@ mod tests {
             pages_touched: 6,
             data_errors: 0,
             compute_units: 7,
-            heartbeats: vec![Heartbeat { cpu: 0, deadlines: 2, overrun_us_hdr: "AA==".into() }],
+            access_us_hdr: "AAA=".into(),
+            status: Some(3),
+            output: "done".into(),
+            heartbeats: vec![Heartbeat {
+                cpu: 0,
+                deadlines: 2,
+                overrun_us_hdr: "AA==".into(),
+                slices_us: vec![1, 2],
+            }],
         });
         let line = encode_line(&report).unwrap();
         assert_eq!(decode_line::<Report>(&line).unwrap(), report);

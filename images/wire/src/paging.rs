@@ -18,6 +18,9 @@ use alloc::vec::Vec;
 
 /// The I/O port of the paging request, 32 bits wide.
 pub const PORT: u16 = 0x6e70;
+/// The I/O port of marks, 32 bits wide: a guest writes how many milliseconds a run is to last at its start,
+/// and 0 at its end. What the VMM tells of a run is from between the two.
+pub const MARK_PORT: u16 = 0x6e74;
 /// The size of a request: one page, in bytes.
 pub const PAGE_BYTES: usize = 4096;
 /// The first eight bytes of every request.

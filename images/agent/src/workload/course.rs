@@ -3,19 +3,25 @@
 //! ```text
 //!   Pressure::Evict   one permutation of all pages, shared by all threads; then it is over
 //!   Pressure::Limit   for each thread an endless sequence of its own, made from the seed
+//!                     (with Access::Phases also from how much of the run is over)
 //! ```
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use nowait_wire::agent::{Access, Pressure};
 
 use super::pattern::{self, Xorshift};
+
+/// Parts of a run with [`Access::Phases`], and of its pages: each has a working set of its own.
+pub(super) const PHASES: u32 = 4;
 
 /// The way of all threads of a run through its pages.
 pub(super) struct Course {
     /// All pages, shuffled: for an endless course the most popular one first.
     order: Vec<u32>,
     kind: CourseKind,
+    /// Which part of the run this is.
+    phase: AtomicU32,
 }
 
 enum CourseKind {
@@ -31,7 +37,13 @@ impl Course {
             Pressure::Evict => CourseKind::Once(AtomicUsize::new(0)),
             Pressure::Limit { access, seed } => CourseKind::Endless(access, seed),
         };
-        Self { order: pattern::order(pages), kind }
+        Self { order: pattern::order(pages), kind, phase: AtomicU32::new(0) }
+    }
+
+    /// So much of the run is over, of all of it.
+    pub(super) fn at(&self, elapsed_ns: u64, duration_ns: u64) {
+        let phase = elapsed_ns.saturating_mul(PHASES.into()) / duration_ns.max(1);
+        self.phase.store(phase.min(u64::from(PHASES) - 1) as u32, Ordering::Relaxed);
     }
 
     /// The pages of one thread.
@@ -43,8 +55,15 @@ impl Course {
             })),
             &CourseKind::Endless(access, seed) => {
                 let mut random = Xorshift::new(seed, u64::from(thread));
-                let ranks =
-                    std::iter::repeat_with(move || rank(access, random.next(), self.order.len()));
+                let pages = self.order.len();
+                if access == Access::Sequential {
+                    // In the order of their addresses.
+                    let first = (random.next() % pages as u64) as usize;
+                    return Box::new((0..pages).cycle().skip(first));
+                }
+                let ranks = std::iter::repeat_with(move || {
+                    rank(access, self.phase.load(Ordering::Relaxed), random.next(), pages)
+                });
                 Box::new(ranks.map(|rank| self.order[rank] as usize))
             }
         }
@@ -52,9 +71,13 @@ impl Course {
 }
 
 /// Turns a random number into the rank of a page among `pages`.
-fn rank(access: Access, random: u64, pages: usize) -> usize {
+fn rank(access: Access, phase: u32, random: u64, pages: usize) -> usize {
     match access {
-        Access::Random => (random % pages as u64) as usize,
+        Access::Random | Access::Sequential => (random % pages as u64) as usize,
+        Access::Phases => {
+            let set = pages.div_ceil(PHASES as usize);
+            (phase as usize * set + (random % set as u64) as usize) % pages
+        }
         Access::Zipf => {
             // The k-th rank has the share ln((k + 2) / (k + 1)) / ln(pages + 1), which is about 1 / k:
             // the inverse of its sum is a power.
@@ -111,11 +134,38 @@ mod tests {
     }
 
     #[test]
+    fn sequential_goes_round_and_threads_begin_elsewhere() {
+        let course = Course::new(100, LIMIT(Access::Sequential));
+        let pages: Vec<usize> = course.of_thread(0).take(250).collect();
+        assert!(pages.windows(2).all(|pair| pair[1] == (pair[0] + 1) % 100));
+        assert_ne!(course.of_thread(1).next(), Some(pages[0]));
+    }
+
+    #[test]
+    fn each_phase_has_a_working_set_of_its_own() {
+        let course = Course::new(100, LIMIT(Access::Phases));
+        let mut all = Vec::new();
+        for phase in 0..4 {
+            course.at(phase * 25 + 1, 100);
+            let mut set: Vec<usize> = course.of_thread(0).take(2000).collect();
+            set.sort_unstable();
+            set.dedup();
+            assert_eq!(set.len(), 25);
+            all.extend(set);
+        }
+        all.sort_unstable();
+        assert!(all.into_iter().eq(0..100));
+        course.at(u64::MAX, 1);
+        course.at(1, 0);
+    }
+
+    #[test]
     fn ranks_stay_within_the_pages() {
         for random in [0, 1, u64::MAX] {
             for pages in [1, 2, 65_536] {
-                assert!(rank(Access::Zipf, random, pages) < pages);
-                assert!(rank(Access::Random, random, pages) < pages);
+                for access in [Access::Zipf, Access::Random, Access::Phases] {
+                    assert!(rank(access, PHASES - 1, random, pages) < pages);
+                }
             }
         }
     }

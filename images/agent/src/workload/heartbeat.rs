@@ -19,7 +19,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Serializer, V2Serializer};
-use nowait_wire::agent::{self, MAX_OVERRUN_US, OVERRUN_DIGITS};
+use nowait_wire::agent::{self, MAX_OVERRUN_US, OVERRUN_DIGITS, SLICES};
 
 use super::gate::Gate;
 use crate::sys;
@@ -39,32 +39,50 @@ pub(super) struct Samples {
     histogram: Histogram<u64>,
     /// Deadline in nanoseconds and overrun in microseconds, not yet in the histogram.
     held_back: VecDeque<(u64, u64)>,
+    /// The longest overrun in each slice of the run, in microseconds.
+    slices_us: Vec<u64>,
+    start_ns: u64,
+    slice_ns: u64,
 }
 
 impl Samples {
-    /// No samples, with memory for all that can come.
-    fn new() -> Result<Self, String> {
+    /// No samples, with memory for all that can come in a run of this length.
+    fn new(duration_ns: u64) -> Result<Self, String> {
         let mut histogram = Histogram::new_with_bounds(1, MAX_OVERRUN_US, OVERRUN_DIGITS)
             .map_err(|e| format!("cannot make a histogram: {e}"))?;
         // Writes to all of its memory, so that no page of it is absent during the run.
         histogram.reset();
-        Ok(Self { histogram, held_back: VecDeque::with_capacity(HELD_BACK) })
+        Ok(Self {
+            histogram,
+            held_back: VecDeque::with_capacity(HELD_BACK),
+            slices_us: vec![0; SLICES],
+            start_ns: 0,
+            slice_ns: (duration_ns / SLICES as u64).max(1),
+        })
+    }
+
+    fn count(&mut self, deadline_ns: u64, overrun_us: u64) {
+        self.histogram.saturating_record(overrun_us);
+        let slice = deadline_ns.saturating_sub(self.start_ns) / self.slice_ns;
+        // The last deadline is the end of the last slice.
+        let slice = (slice as usize).min(SLICES - 1);
+        self.slices_us[slice] = self.slices_us[slice].max(overrun_us);
     }
 
     fn push(&mut self, deadline_ns: u64, overrun_us: u64) {
         if self.held_back.len() == HELD_BACK
-            && let Some((_, overrun_us)) = self.held_back.pop_front()
+            && let Some((deadline_ns, overrun_us)) = self.held_back.pop_front()
         {
-            self.histogram.saturating_record(overrun_us);
+            self.count(deadline_ns, overrun_us);
         }
         self.held_back.push_back((deadline_ns, overrun_us));
     }
 
     /// Counts what was held back, as far as it was due by the end.
     fn finish(&mut self, end_ns: u64) {
-        for (deadline_ns, overrun_us) in self.held_back.drain(..) {
+        while let Some((deadline_ns, overrun_us)) = self.held_back.pop_front() {
             if deadline_ns <= end_ns {
-                self.histogram.saturating_record(overrun_us);
+                self.count(deadline_ns, overrun_us);
             }
         }
     }
@@ -79,22 +97,29 @@ impl Samples {
             cpu,
             deadlines: self.histogram.len(),
             overrun_us_hdr: STANDARD.encode(bytes),
+            slices_us: self.slices_us.clone(),
         })
     }
 }
 
 /// The body of a heartbeat thread: one sample for each deadline from the start to `end_ns`, which
 /// is [`RUNNING`] until the end is known. `None` when there was no run.
-pub(super) fn run(cpu: u32, period_us: u32, gate: &Gate, end_ns: &AtomicU64) -> Option<Samples> {
+pub(super) fn run(
+    cpu: u32,
+    (period_us, duration_ns): (u32, u64),
+    gate: &Gate,
+    end_ns: &AtomicU64,
+) -> Option<Samples> {
     let set_up = sys::pin_fifo(cpu, PRIORITY)
         .map_err(|e| format!("cannot pin the heartbeat to CPU {cpu} with SCHED_FIFO: {e}"))
-        .and_then(|()| Samples::new());
+        .and_then(|()| Samples::new(duration_ns));
     let (set_up, samples) = match set_up {
         Ok(samples) => (Ok(()), Some(samples)),
         Err(message) => (Err(message), None),
     };
     let start_ns = gate.arrive(set_up)?;
     let mut samples = samples?;
+    samples.start_ns = start_ns;
     beat(&mut samples, start_ns, period_us, end_ns);
     samples.finish(end_ns.load(Ordering::Acquire));
     Some(samples)
@@ -120,8 +145,9 @@ mod tests {
 
     #[test]
     fn each_deadline_of_the_span_has_one_sample() {
-        let mut samples = Samples::new().unwrap();
+        let mut samples = Samples::new(100_000_000).unwrap();
         let start = sys::now_ns();
+        samples.start_ns = start;
         // The beat starts late by 50 periods: each of them counts.
         let end = AtomicU64::new(start + 100_000_000);
         sys::sleep_until(start + 50_500_000);
@@ -130,11 +156,13 @@ mod tests {
         assert_eq!(samples.histogram.len(), 100);
         assert!(samples.histogram.max() >= 49_000);
         assert!(samples.histogram.count_between(20_000, MAX_OVERRUN_US) >= 29);
+        // One deadline in each slice: the first is the latest.
+        assert!(samples.slices_us[1] >= 48_000 && samples.slices_us[1] >= samples.slices_us[40]);
     }
 
     #[test]
     fn samples_after_the_end_are_dropped() {
-        let mut samples = Samples::new().unwrap();
+        let mut samples = Samples::new(1).unwrap();
         for deadline in 1..=1000 {
             samples.push(deadline, deadline);
         }
@@ -144,7 +172,7 @@ mod tests {
 
     #[test]
     fn an_encoded_histogram_comes_back() {
-        let mut samples = Samples::new().unwrap();
+        let mut samples = Samples::new(1).unwrap();
         for overrun in [0, 1, 999, 20_000, 10 * MAX_OVERRUN_US] {
             samples.push(0, overrun);
         }

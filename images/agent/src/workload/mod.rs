@@ -17,12 +17,14 @@ mod record;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, Scope, ScopedJoinHandle};
+use std::time::Duration;
 
 use nowait_wire::agent::{Kind, Pressure, RunResult, TOUCHES_FILE, Workload};
 
-use crate::sys;
+use crate::exec;
+use crate::sys::{self, MarkPort};
 use fault::{Buffer, Faulting};
 use gate::Gate;
 use heartbeat::RUNNING;
@@ -92,6 +94,9 @@ pub(crate) enum WorkloadError {
     /// The touches cannot be written down.
     #[error("cannot write {TOUCHES_FILE}: {0}")]
     Touches(#[source] io::Error),
+    /// The command did not end.
+    #[error("{0}")]
+    Command(String),
     /// A thread of the run could not be started or set up.
     #[error("{0}")]
     Thread(String),
@@ -103,12 +108,19 @@ pub(crate) enum WorkloadError {
 /// Makes runs, one after the other.
 #[derive(Default)]
 pub(crate) struct Runner {
+    /// Whether the VMM is told when a run begins and ends.
+    marks: bool,
     /// The buffer of the last run under a limit. The next one of its size goes on with it: memory that
     /// was given back would have to be fetched, page by page, only to be filled anew.
     kept: Option<Buffer>,
 }
 
 impl Runner {
+    /// One that tells the VMM when a run begins and ends.
+    pub(crate) fn marking() -> Self {
+        Self { marks: true, kept: None }
+    }
+
     /// Makes one run.
     pub(crate) fn run(&mut self, workload: &Workload) -> Result<RunResult, WorkloadError> {
         self.run_with(workload, None)
@@ -138,8 +150,10 @@ impl Runner {
         validate(workload)?;
         let cpus = sys::cpus()
             .map_err(|source| WorkloadError::Guest { what: "the CPUs online", source })?;
-        if workload.kind == Kind::Idle {
-            return measure(workload, &cpus, None);
+        // After the eviction, which needs the right to ports, too, and gives it up.
+        let marks = || self.marks.then(MarkPort::open).transpose().map_err(WorkloadError::Port);
+        if workload.threads == 0 {
+            return measure(workload, &cpus, None, marks()?.as_ref());
         }
         let limited = workload.pressure != Pressure::Evict;
         let fits = |buffer: &Buffer| limited && buffer.fits(workload);
@@ -147,8 +161,19 @@ impl Runner {
         if kept.is_none() {
             check_memory(workload.pages)?;
         }
-        let faulting = Faulting::prepare(workload, kept)?.recorded(record);
-        let result = measure(workload, &cpus, Some(&faulting));
+        let mut faulting = Faulting::prepare(workload, kept)?;
+        let mut wrong = 0;
+        if workload.warm_up_ms > 0 {
+            let warm_up = Workload { duration_ms: workload.warm_up_ms, ..workload.clone() };
+            measure(&warm_up, &cpus, Some(&faulting), None)?;
+            wrong = faulting.data_errors();
+            faulting = Faulting::prepare(workload, Some(faulting.into_buffer()))?;
+        }
+        let faulting = faulting.recorded(record);
+        let mut result = measure(workload, &cpus, Some(&faulting), marks()?.as_ref());
+        if let Ok(result) = &mut result {
+            result.data_errors += wrong;
+        }
         self.kept = limited.then(|| faulting.into_buffer());
         result
     }
@@ -169,8 +194,14 @@ fn validate(workload: &Workload) -> Result<(), WorkloadError> {
     check("heartbeat_us", workload.heartbeat_us, HEARTBEAT_US)?;
     check("compute", workload.compute, 0..=MAX_THREADS)?;
     check("compressible_percent", workload.compressible_percent.into(), 0..=100)?;
+    let limited = workload.pressure != Pressure::Evict;
+    let most = |most| if limited { most } else { 0 };
+    check("warm_up_ms", workload.warm_up_ms, 0..=most(MAX_DURATION_MS))?;
+    let writes = workload.kind == Kind::User && limited;
+    check("write_percent", workload.write_percent.into(), 0..=if writes { 100 } else { 0 })?;
     match workload.kind {
         Kind::Idle => check("threads of an idle run", workload.threads, 0..=0),
+        Kind::Command => check("threads beside a command", workload.threads, 0..=0),
         Kind::User | Kind::Copy => {
             check("threads", workload.threads, 1..=MAX_THREADS)?;
             check("pages", workload.pages, 1..=MAX_PAGES)
@@ -210,6 +241,7 @@ fn measure(
     workload: &Workload,
     cpus: &[u32],
     faulting: Option<&Faulting>,
+    marks: Option<&MarkPort>,
 ) -> Result<RunResult, WorkloadError> {
     let duration_ns = u64::from(workload.duration_ms) * 1_000_000;
     let (gate, end_ns) = (Gate::default(), AtomicU64::new(RUNNING));
@@ -219,7 +251,8 @@ fn measure(
             let heartbeats = cpus
                 .iter()
                 .map(|&cpu| {
-                    start(scope, move || heartbeat::run(cpu, workload.heartbeat_us, gate, end_ns))
+                    let beat = (workload.heartbeat_us, duration_ns);
+                    start(scope, move || heartbeat::run(cpu, beat, gate, end_ns))
                 })
                 .collect::<Result<Vec<_>, _>>()?;
             let computing = (0..workload.compute)
@@ -237,13 +270,24 @@ fn measure(
         };
         let (heartbeats, computing, threads) = started().inspect_err(|_| gate.open(None))?;
         let start_ns = sys::now_ns() + LEAD_NS;
-        if faulting.is_none() {
-            end_ns.store(start_ns + duration_ns, std::sync::atomic::Ordering::Release);
+        if workload.kind == Kind::Idle {
+            end_ns.store(start_ns + duration_ns, Ordering::Release);
         }
         gate.open(Some(start_ns));
+        sys::sleep_until(start_ns);
+        marks.iter().for_each(|port| port.mark(workload.duration_ms));
+        let mut command = None;
+        if workload.kind == Kind::Command {
+            let limit = Duration::from_millis(workload.duration_ms.into());
+            let ended = exec::run_within(&workload.command, limit);
+            end_ns.store(sys::now_ns(), Ordering::Release);
+            command = Some(ended.map_err(WorkloadError::Command)?);
+        }
         for thread in threads {
             join(thread)?;
         }
+        sys::sleep_until(end_ns.load(Ordering::Acquire));
+        marks.iter().for_each(|port| port.mark(0));
         let mut compute_units = 0;
         for thread in computing {
             compute_units += join(thread)?;
@@ -252,13 +296,18 @@ fn measure(
         for (thread, &cpu) in heartbeats.into_iter().zip(cpus) {
             results.push(join(thread)?.encode(cpu).map_err(WorkloadError::Thread)?);
         }
-        let end_ns = end_ns.load(std::sync::atomic::Ordering::Acquire);
+        let end_ns = end_ns.load(Ordering::Acquire);
+        let access_us_hdr = faulting.map(Faulting::access_us_hdr).transpose()?.unwrap_or_default();
+        let (status, output) = command.unzip();
         Ok(RunResult {
             workload: workload.clone(),
             elapsed_us: end_ns.saturating_sub(start_ns) / 1000,
             pages_touched: faulting.map_or(0, Faulting::pages_touched),
             data_errors: faulting.map_or(0, Faulting::data_errors),
             compute_units,
+            access_us_hdr,
+            status,
+            output: output.unwrap_or_default(),
             heartbeats: results,
         })
     })
@@ -328,7 +377,7 @@ mod tests {
             (workload.threads, workload.pages) = (4, 300);
             let faulting = Faulting::new(&workload, None).unwrap();
             let cpus = sys::cpus().unwrap();
-            match measure(&workload, &cpus, Some(&faulting)) {
+            match measure(&workload, &cpus, Some(&faulting), None) {
                 Ok(result) => {
                     assert_eq!((result.pages_touched, result.data_errors), (300, 0));
                     assert_eq!(result.heartbeats.len(), cpus.len());
@@ -383,9 +432,60 @@ mod tests {
     }
 
     #[test]
+    fn touches_that_write_and_a_warm_up_leave_every_page_right() {
+        let mut runner = Runner::default();
+        for access in [Access::Phases, Access::Sequential] {
+            let workload = Workload {
+                threads: 4,
+                write_percent: 60,
+                warm_up_ms: 30,
+                pressure: Pressure::Limit { access, seed: 3 },
+                ..workload(Kind::User)
+            };
+            match runner.run(&workload) {
+                Ok(result) => {
+                    assert!(result.pages_touched > 16 && result.data_errors == 0, "{result:?}");
+                    // The warm-up is not in it.
+                    assert!((100_000..130_000).contains(&result.elapsed_us), "{result:?}");
+                    assert!(!result.access_us_hdr.is_empty());
+                }
+                Err(WorkloadError::Thread(message)) if message.contains("SCHED_FIFO") => {
+                    eprintln!("skipped: {message}");
+                }
+                Err(e) => panic!("{e}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_command_runs_beside_the_heartbeat_until_it_ends() {
+        let run = |command: &str, duration_ms| {
+            let command = command.to_owned();
+            let workload = Workload { command, duration_ms, pages: 0, ..workload(Kind::Command) };
+            let workload = Workload { threads: 0, ..workload };
+            validate(&workload).unwrap();
+            measure(&workload, &sys::cpus().unwrap(), None, None)
+        };
+        match run("sleep 0.2; echo here; exit 3", 10_000) {
+            Ok(result) => {
+                assert_eq!((result.status, result.output.as_str()), (Some(3), "here\n"));
+                assert!((200_000..5_000_000).contains(&result.elapsed_us), "{result:?}");
+                let due = result.elapsed_us / 1000;
+                assert!(result.heartbeats.iter().all(|h| h.deadlines.abs_diff(due) <= 1));
+                let error = run("sleep 1000", 100).unwrap_err().to_string();
+                assert!(error.contains("did not end"), "{error}");
+            }
+            Err(WorkloadError::Thread(message)) if message.contains("SCHED_FIFO") => {
+                eprintln!("skipped: {message}");
+            }
+            Err(e) => panic!("{e}"),
+        }
+    }
+
+    #[test]
     fn an_idle_run_lasts_as_long_as_asked_and_has_every_sample() {
         let workload = workload(Kind::Idle);
-        match measure(&workload, &sys::cpus().unwrap(), None) {
+        match measure(&workload, &sys::cpus().unwrap(), None, None) {
             Ok(result) => {
                 assert_eq!(result.elapsed_us, 100_000);
                 assert!(result.heartbeats.iter().all(|h| h.deadlines == 100));
