@@ -19,6 +19,7 @@
 //! decides is done by the one thread that took it, without any lock around it.
 
 mod address;
+mod ages;
 mod checksum;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -36,23 +37,26 @@ mod ram;
 mod room;
 mod stats;
 pub mod stores;
+mod survey;
 mod sys;
 mod table;
 mod waiters;
 mod word;
 
 pub use address::{Gfn, Gpa, PAGE_BYTES, PAGE_SIZE, PageBytes};
+pub use ages::{AGE_BOUNDS_US, FetchAges};
 pub use layout::{HOLE_END, HOLE_START, LayoutError, MAX_MEMORY_BYTES, RamLayout, RamRegion};
 pub use pager::{
-    Fault, Health, MAX_FAULT_AROUND_BYTES, MIN_RESIDENT_LIMIT_BYTES, Pager, PagerConfig,
+    Fault, Health, Hit, MAX_FAULT_AROUND_BYTES, MIN_RESIDENT_LIMIT_BYTES, Pager, PagerConfig,
     PagerError, Pinned, Work, WorkClass, Workers,
 };
 pub use pass::{MayWait, NoWait};
-pub use ram::{GuestRam, GuestSlot, OnMapped, RamError, make_present};
+pub use ram::{GuestRam, GuestSlot, OnMapped, OnStep, RamError, Step, make_present};
 pub use stats::{LATENCY_BOUNDS_US, LatencyBuckets, PagerStats};
 pub use stores::{StoreSpec, StoreSpecError};
 // For the benchmarks.
 #[doc(hidden)]
 pub use policy::simulate;
+pub use survey::{PageCounts, Survey, SurveyCell};
 pub use sys::UserfaultError;
 pub use waiters::{PageEnd, Sleeper, Waiter, Wake, Woken};

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use crate::address::Gpa;
+use crate::address::{Gfn, Gpa};
 use crate::layout::RamLayout;
 use crate::sys::{GuestMapping, keep_private, memfd, populate};
 
@@ -60,6 +60,24 @@ pub struct GuestSlot {
     pub len: u64,
 }
 
+/// A step of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A message of userfaultfd came for the page; other faults come by calls.
+    Message,
+    /// It went to the workers.
+    Queued,
+    /// A worker began to read the page from the store.
+    Started,
+    /// Its bytes have come.
+    Read,
+    /// It is mapped; whoever waits is told next.
+    Mapped,
+}
+
+/// Hears of the steps of faults.
+pub type OnStep = Box<dyn Fn(Gfn, Step) + Send + Sync>;
+
 /// Told of guest physical pages that were just mapped in the guest mapping, `bytes` from the address
 /// on: the loaded parts, and what fault-around brings in. Called on whichever thread mapped them; must
 /// not wait.
@@ -72,6 +90,7 @@ pub struct GuestRam {
     pub(crate) mapping: GuestMapping,
     pub(crate) alias: GuestMemoryMmap,
     pub(crate) on_mapped: Option<OnMapped>,
+    pub(crate) on_step: Option<OnStep>,
 }
 
 impl GuestRam {
@@ -103,13 +122,19 @@ impl GuestRam {
             .map_err(refused("guest mapping"))?;
         let file = Arc::new(file);
         let alias = map_alias(layout, &file).map_err(refused("alias"))?;
-        Ok(Self { layout: layout.clone(), file, mapping, alias, on_mapped: None })
+        Ok(Self { layout: layout.clone(), file, mapping, alias, on_mapped: None, on_step: None })
     }
 
     /// Has the pager tell of the runs of pages that it maps, so that second-stage page tables can be
     /// filled before the guest asks.
     pub fn on_mapped(&mut self, told: OnMapped) {
         self.on_mapped = Some(told);
+    }
+
+    /// From now on `told` hears of each step of a fault, on the thread that takes it. It must not wait, and
+    /// must not call the pager.
+    pub fn on_step(&mut self, told: OnStep) {
+        self.on_step = Some(told);
     }
 
     /// RAM by guest physical address, for the loader. What is written here, zeros included, is

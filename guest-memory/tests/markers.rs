@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use common::{Machine, Rng, eventually, page, plain, ram};
 use guest_memory::stores::testing::{self, Switch, switchable};
 use guest_memory::{
-    Fault, Gfn, PAGE_BYTES, PAGE_SIZE, PageEnd, PagerConfig, PagerError, Sleeper, Waiter, Wake,
-    Woken,
+    Fault, Gfn, Hit, PAGE_BYTES, PAGE_SIZE, PageEnd, PagerConfig, PagerError, Sleeper, Waiter,
+    Wake, Woken,
 };
 
 const LONG: Duration = Duration::from_secs(20);
@@ -81,7 +81,7 @@ impl<'a> Vcpu<'a> {
     /// Asks the pager, and sleeps if need be.
     fn fault_and_sleep(&self, gpa: u64) {
         match self.fault(gpa) {
-            Fault::Hit | Fault::Present => {}
+            Fault::Hit(_) | Fault::Present => {}
             Fault::Waits { .. } => {
                 assert_eq!(self.sleeper.wait(Some(LONG)), Woken::Page(PageEnd::Ready));
             }
@@ -124,7 +124,7 @@ fn an_idle_page_has_a_marker_and_is_a_hit() {
     machine.pager.evict(&[Gfn(3)]).unwrap_err();
     let before = machine.stats();
     assert_eq!(vcpu.try_read(page(3)), None);
-    assert_eq!(vcpu.fault(page(3)), Fault::Hit);
+    assert_eq!(vcpu.fault(page(3)), Fault::Hit(Hit::Resident));
     assert_eq!(vcpu.try_read(page(3)), Some(4));
     assert_eq!(vcpu.fault(page(3)), Fault::Present, "a marker that is met late");
     let after = machine.stats();
@@ -168,7 +168,7 @@ fn a_block_gets_its_markers_when_it_is_first_touched() {
         assert_eq!(after.pages_touched, before.pages_touched + 1);
     }
     // An untouched page of a marked block: zeros, at once.
-    assert_eq!(vcpu.fault(page(700)), Fault::Hit);
+    assert_eq!(vcpu.fault(page(700)), Fault::Hit(Hit::Zero));
     assert_eq!(vcpu.try_read(page(700)), Some(0));
     assert_eq!((vcpu.read(page(0)), vcpu.read(page(512))), (1, 513));
 }

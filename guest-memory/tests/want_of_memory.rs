@@ -13,7 +13,7 @@ use std::time::Duration;
 use common::{Machine, eventually, page, plain};
 use guest_memory::stores::testing;
 use guest_memory::{
-    Fault, Gfn, GuestRam, Health, PAGE_BYTES, PageEnd, PagerConfig, RamLayout, Sleeper, Woken,
+    Fault, Gfn, GuestRam, Health, Hit, PAGE_BYTES, PageEnd, PagerConfig, RamLayout, Sleeper, Woken,
 };
 
 /// Pages of RAM, and those that there is memory for.
@@ -153,11 +153,14 @@ fn without_a_worker_it_is_waited_for_too() {
         machine.crew.refuse(true);
         let sleeper = Arc::<Sleeper>::default();
         for number in 0..MEMORY_PAGES {
-            assert_eq!(machine.pager.fault(Gfn(number), 1, &sleeper.begin()).unwrap(), Fault::Hit);
+            assert_eq!(
+                machine.pager.fault(Gfn(number), 1, &sleeper.begin()).unwrap(),
+                Fault::Hit(Hit::Zero)
+            );
         }
         let waiter = sleeper.begin();
         let mut fault = machine.pager.fault(Gfn(100), 1, &waiter).unwrap();
-        if fault == Fault::Hit {
+        if matches!(fault, Fault::Hit(_)) {
             // It was one until it turned out that there is no memory.
             fault = machine.pager.fault(Gfn(100), 1, &waiter).unwrap();
         }

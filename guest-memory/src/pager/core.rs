@@ -13,9 +13,10 @@ use super::PagerError;
 use super::trouble::Trouble;
 use super::work::{Work, Workers};
 use crate::address::{PageIndex, PageRun};
+use crate::ages::Fetches;
 use crate::layout::RamLayout;
 use crate::policy::Policy;
-use crate::ram::OnMapped;
+use crate::ram::{OnMapped, OnStep, Step};
 use crate::room::Room;
 use crate::stats::Counters;
 use crate::stores::Store;
@@ -43,7 +44,10 @@ pub(crate) struct Core {
     pub(super) copies_from: AtomicU32,
     pub(super) workers: Arc<dyn Workers>,
     pub(super) counters: Counters,
+    /// Those under way, with their age.
+    pub(super) fetches: Arc<Fetches>,
     pub(super) on_mapped: Option<OnMapped>,
+    pub(super) on_step: Option<OnStep>,
     pub(super) fault_around_pages: u32,
     /// Absent and idle pages carry a marker.
     pub(super) markers: bool,
@@ -110,6 +114,13 @@ impl Core {
             for (gpa, bytes) in self.layout.guest_ranges(run) {
                 told(gpa, bytes);
             }
+        }
+    }
+
+    /// A fault on this page has come so far.
+    pub(super) fn tell_step(&self, page: PageIndex, step: Step) {
+        if let Some(told) = &self.on_step {
+            told(self.layout.gfn_of(page), step);
         }
     }
 

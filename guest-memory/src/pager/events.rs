@@ -11,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::core::Core;
 use super::first::{First, Source};
 use super::{PagerError, system};
+use crate::ram::Step;
 use crate::sys::{Fault, FaultBatch, FaultKind, wait_readable};
 
 /// The most messages that are read at once.
@@ -80,6 +81,7 @@ impl Core {
         faults.dedup_by_key(|fault| fault.page);
         self.counters.messages_joined.add((all - faults.len()) as u64);
         for fault in faults.drain(..) {
+            self.tell_step(fault.page, Step::Message);
             let retry = match self.first_pass(fault.page, Source::Userfault) {
                 First::Retry(retry) => Some(retry),
                 First::Present => {
@@ -95,7 +97,7 @@ impl Core {
                     self.counters.messages_joined.add(1);
                     None
                 }
-                First::Hit | First::Lost => None,
+                First::Hit(_) | First::Lost => None,
             };
             if let Some(retry) = retry {
                 // Refused, it is dropped and has them fault again.

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::Hit;
 use super::core::{Core, MARKED_BLOCK_PAGES};
 use super::install::Refused;
 use super::trouble::WaitsFor;
@@ -15,6 +16,7 @@ use crate::address::{PAGE_SIZE, PageBytes, PageIndex, PageRun};
 use crate::checksum::checksum;
 use crate::pass::NoWait;
 use crate::policy::Entry;
+use crate::ram::Step;
 use crate::stores::Slot;
 use crate::sys::Outcome;
 use crate::waiters::PageEnd;
@@ -33,7 +35,7 @@ pub(super) enum Source {
 #[must_use]
 pub(super) enum First {
     /// The page is mapped.
-    Hit,
+    Hit(Hit),
     /// By all we know it had been mapped before.
     Present,
     /// Another thread is bringing it.
@@ -60,7 +62,7 @@ impl Core {
             OnFault::Fill(slot) => self.first_fill(page, slot, &pass),
             OnFault::StartFetch(slot, _) => {
                 self.counters.retries.add(1);
-                self.retry(Job::Fetch(page, slot))
+                self.retry(page, Job::Fetch(page, slot))
             }
             OnFault::Join => {
                 self.counters.joined.add(1);
@@ -75,7 +77,8 @@ impl Core {
         }
     }
 
-    fn retry(self: &Arc<Self>, job: Job) -> First {
+    fn retry(self: &Arc<Self>, page: PageIndex, job: Job) -> First {
+        self.tell_step(page, Step::Queued);
         First::Retry(Retry(Work::new(Arc::clone(self), job)))
     }
 
@@ -87,7 +90,7 @@ impl Core {
                 policy.touched(page);
             }
         });
-        First::Hit
+        First::Hit(Hit::Resident)
     }
 
     /// Never touched: zeros, along with the untouched neighbours if there is room for them.
@@ -103,7 +106,7 @@ impl Core {
             run = PageRun::single(page);
             if !self.room.try_take(1) {
                 self.counters.retries.add(1);
-                return self.retry(Job::Zero(page));
+                return self.retry(page, Job::Zero(page));
             }
         }
         if self.markers && source == Source::Userfault {
@@ -111,14 +114,14 @@ impl Core {
         }
         // Of no effect unless the page itself cannot be had now.
         self.install_zeros(page, run, Work::new(Arc::clone(self), Job::Zero(page)));
-        First::Hit
+        First::Hit(Hit::Zero)
     }
 
     /// In the store, but at hand (compressed in memory, or all one word).
     fn first_fill(self: &Arc<Self>, page: PageIndex, slot: Slot, pass: &NoWait) -> First {
         if !self.room.try_take(1) {
             self.counters.retries.add(1);
-            return self.retry(Job::Fill(page, slot));
+            return self.retry(page, Job::Fill(page, slot));
         }
         let mut bytes = [0; PAGE_SIZE];
         let read = self.store.read_now(pass, slot, &mut bytes);
@@ -127,18 +130,18 @@ impl Core {
             self.room.give(1);
             let _generation = self.table.edge(page, PageWord::fill_missed);
             self.counters.retries.add(1);
-            return self.retry(Job::Fetch(page, slot));
+            return self.retry(page, Job::Fetch(page, slot));
         }
         if self.fill(page, &bytes).is_err() {
             // No memory now; the second pass waits for some, or finds out what is wrong.
             self.room.give(1);
             let _generation = self.table.edge(page, PageWord::fill_missed);
             self.counters.retries.add(1);
-            return self.retry(Job::Fetch(page, slot));
+            return self.retry(page, Job::Fetch(page, slot));
         }
         self.counters.hits_stored.add(1);
         self.enter_and_map(page);
-        First::Hit
+        First::Hit(Hit::AtHand)
     }
 
     /// Puts the bytes of a page that is the caller's into the RAM file.
@@ -185,6 +188,7 @@ impl Core {
     /// it in the kernel runs already.
     fn map_owned_and(self: &Arc<Self>, page: PageIndex, books: impl FnOnce()) {
         let mapped = self.map_until_done(PageRun::single(page));
+        self.tell_step(page, Step::Mapped);
         books();
         match mapped {
             Ok(()) => self.put_back(page, self.table.edge(page, PageWord::installed)),
@@ -304,7 +308,7 @@ impl Core {
         if self.table.edge(page, PageWord::remap) == Taken::No {
             return None;
         }
-        match self.retry(Job::Remap(page)) {
+        match self.retry(page, Job::Remap(page)) {
             First::Retry(retry) => Some(retry),
             _ => None,
         }

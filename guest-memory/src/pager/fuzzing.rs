@@ -292,7 +292,7 @@ impl Bed {
         }
         if !self.is_mapped(page) {
             match self.core.first_pass(page, Source::Userfault) {
-                First::Hit => {}
+                First::Hit(_) => {}
                 First::Joined => return,
                 First::Lost => panic!("{page:?} is lost"),
                 First::Retry(retry) => return drop(self.queue.submit(retry.0, Duration::ZERO)),
@@ -336,7 +336,7 @@ impl Bed {
         let waiter = Waiter { wake: Arc::<Told>::clone(&self.told), token };
         match self.core.fault(page, 1, &waiter) {
             Fault::Waits { .. } => {}
-            Fault::Hit | Fault::Present => {
+            Fault::Hit(_) | Fault::Present => {
                 let told = lock(&self.told.0).insert(token, 1);
                 assert_eq!(told, None, "told, though it does not wait");
             }

@@ -41,12 +41,14 @@ use vmm_sys_util::eventfd::EventFd;
 use self::core::Core;
 use self::first::{First, Source};
 use crate::address::{Gfn, PAGE_BYTES, PageIndex, pages_in};
+use crate::ages::FetchAges;
 use crate::layout::{HOLE_START, RamLayout};
 use crate::pass::MayWait;
 use crate::policy::{Entry, Policy};
 use crate::ram::{GuestSlot, slots};
 use crate::stats::PagerStats;
 use crate::stores::StoreSpec;
+use crate::survey::{Survey, survey};
 use crate::waiters::Waiter;
 use crate::word::{OnWait, PageState, PageWord};
 
@@ -112,7 +114,7 @@ impl Default for PagerConfig {
 #[must_use]
 pub enum Fault {
     /// The page is mapped, or nearly: access it (again).
-    Hit,
+    Hit(Hit),
     /// It was mapped already, by all we know.
     Present,
     /// It is on its way; the waiter is told when it has come, exactly once.
@@ -123,6 +125,17 @@ pub enum Fault {
     },
     /// Its bytes are lost.
     Lost,
+}
+
+/// Where a page was that could be had without waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hit {
+    /// Nowhere: it is zero.
+    Zero,
+    /// In the RAM file.
+    Resident,
+    /// In the store, which has it in memory or knows its bytes.
+    AtHand,
 }
 
 /// Demand-paged guest RAM at work. Shared by reference; every method may be called from a vCPU
@@ -227,6 +240,20 @@ impl Pager {
         self.core.stats(resident)
     }
 
+    /// How long the fetches that are under way have been. This never waits.
+    #[must_use]
+    pub fn fetch_ages(&self) -> FetchAges {
+        self.core.fetches.ages(Instant::now())
+    }
+
+    /// In which states pages are, in so many parts of RAM, or as many as it has pages. Of a large guest it
+    /// looks at a sample. This never waits, and takes some milliseconds.
+    #[must_use]
+    pub fn survey(&self, cells: u32) -> Survey {
+        let (core, all) = (&self.core, self.core.layout.all_pages());
+        survey(&core.table, all, cells, |slot| core.store.at_hand(slot))
+    }
+
     /// Where KVM finds RAM; the mapping lives as long as the pager.
     #[must_use]
     pub fn slots(&self) -> Vec<GuestSlot> {
@@ -299,7 +326,7 @@ impl Core {
     fn fault(self: &Arc<Self>, page: PageIndex, lane: u16, waiter: &Waiter) -> Fault {
         for _ in 0..LOOKS {
             match self.first_pass(page, Source::Direct) {
-                First::Hit => return Fault::Hit,
+                First::Hit(hit) => return Fault::Hit(hit),
                 First::Present => return Fault::Present,
                 First::Lost => return Fault::Lost,
                 First::Joined => match self.waiters.add(self.table.cell(page), page, waiter) {
@@ -320,7 +347,7 @@ impl Core {
             }
         }
         // In and out all the time: the guest's next try is as good as another of ours.
-        Fault::Hit
+        Fault::Hit(Hit::Resident)
     }
 
     /// How long a page that is on its way may take.

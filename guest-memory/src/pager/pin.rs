@@ -190,7 +190,7 @@ impl Core {
             }
             let waiter = by.begin();
             match self.fault(page, LANE, &waiter) {
-                Fault::Hit | Fault::Present => {}
+                Fault::Hit(_) | Fault::Present => {}
                 Fault::Lost => return Err(PagerError::Lost(gfn)),
                 Fault::Waits { .. } => {
                     let left = || until.saturating_duration_since(Instant::now());

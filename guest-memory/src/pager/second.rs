@@ -15,6 +15,7 @@ use crate::address::{PAGE_SIZE, PageBytes, PageIndex, PageRun};
 use crate::checksum::checksum;
 use crate::pass::MayWait;
 use crate::policy::Entry;
+use crate::ram::Step;
 use crate::stores::{Read, Slot, StoreError, Trouble};
 use crate::word::{OnFetched, PageWord};
 
@@ -48,10 +49,12 @@ impl Core {
         pass: &MayWait,
     ) {
         let began = Instant::now();
+        self.tell_step(page, Step::Started);
         let mut bytes = [0; PAGE_SIZE];
         match self.read(page, slot, &mut bytes, pass) {
             Ok(()) => {
                 self.counters.fetch_latency.record(began.elapsed());
+                self.tell_step(page, Step::Read);
                 // Dropped, the work puts its page back.
                 let Ok(()) = self.take_room(pass) else { return };
                 if let Err(error) = self.fill(page, &bytes) {
@@ -180,7 +183,6 @@ impl Core {
         // What is at hand now may have moved when there is room: reading it as from any store is right
         // in both cases.
         let _generation = self.table.edge(page, PageWord::fill_missed);
-        self.counters.fetches_began(1);
         work.becomes_fetch(page, slot);
         self.second_fetch(work, page, slot, pass);
     }

@@ -11,6 +11,7 @@ use super::trouble::Trouble;
 use super::work::Workers;
 use super::{Pager, PagerConfig, PagerError, block_pages, check_limit, events, evictor, system};
 use crate::address::{PageIndex, PageRun, pages_in};
+use crate::ages::Fetches;
 use crate::policy::{Entry, MAX_PAGES as MAX_POLICY_PAGES, Policy};
 use crate::ram::GuestRam;
 use crate::room::Room;
@@ -96,7 +97,9 @@ impl GuestRam {
             copies_from: AtomicU32::new(0),
             workers,
             counters: Counters::default(),
+            fetches: Fetches::new().map_err(tables())?,
             on_mapped: self.on_mapped,
+            on_step: self.on_step,
             fault_around_pages,
             markers: config.markers,
             marked_blocks: (0..blocks).map(|_| AtomicU64::new(0)).collect(),

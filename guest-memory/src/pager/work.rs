@@ -10,6 +10,7 @@ use super::core::Core;
 use super::second;
 use super::trouble::WaitsFor;
 use crate::address::PageIndex;
+use crate::ages::Begun;
 use crate::pass::MayWait;
 use crate::stores::Slot;
 use crate::word::{Generation, OnSettled, PageWord, Taken};
@@ -47,6 +48,8 @@ pub struct Work {
     /// Counted in [`super::trouble::Trouble`].
     pub(super) in_trouble: Option<WaitsFor>,
     lane: u16,
+    /// While it is a fetch.
+    began: Option<Begun>,
 }
 
 /// What there is to do. The pages of all but `WriteBack` have this work as their owner.
@@ -68,11 +71,11 @@ pub(super) enum Job {
 
 impl Work {
     pub(super) fn new(core: Arc<Core>, job: Job) -> Self {
-        match &job {
-            Job::Fetch(..) | Job::Prefetch(..) => core.counters.fetches_began(1),
-            _ => {}
-        }
-        Self { core, job: Some(job), attempts: 0, in_trouble: None, lane: 0 }
+        let began = matches!(job, Job::Fetch(..) | Job::Prefetch(..)).then(|| {
+            core.counters.fetches_began(1);
+            core.fetches.begin()
+        });
+        Self { core, job: Some(job), attempts: 0, in_trouble: None, lane: 0, began }
     }
 
     /// Where in the order it belongs.
@@ -138,10 +141,13 @@ impl Work {
     /// Its page is no longer its own to put back.
     pub(super) fn done(&mut self) {
         self.job = None;
+        self.began = None;
     }
 
     /// It is a fetch from here on.
     pub(super) fn becomes_fetch(&mut self, page: PageIndex, slot: Slot) {
+        self.core.counters.fetches_began(1);
+        self.began = Some(self.core.fetches.begin());
         self.job = Some(Job::Fetch(page, slot));
     }
 

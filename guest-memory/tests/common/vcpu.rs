@@ -77,7 +77,7 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
         die("a fault that does not end")
     }
     match pager.fault(gfn, vcpu.lane, &vcpu.sleeper.begin()) {
-        Ok(Fault::Hit) => answers.hits.fetch_add(1, Ordering::Relaxed),
+        Ok(Fault::Hit(_)) => answers.hits.fetch_add(1, Ordering::Relaxed),
         Ok(Fault::Present) => answers.present.fetch_add(1, Ordering::Relaxed),
         Ok(Fault::Waits { .. }) => {
             let Woken::Page(_) = vcpu.sleeper.wait(None) else { die("an odd wake-up") };
