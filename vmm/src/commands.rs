@@ -14,7 +14,8 @@ use crate::operand::FileId;
 use crate::output::{OutputError, OutputFile, STDOUT};
 use crate::patience::{self, Lines, Written};
 use crate::spec::{ConsoleKind, RunArgs, Spec, SpecError};
-use crate::{doctor, exit, probe, size, stall};
+use crate::trace::Tracer;
+use crate::{doctor, exit, probe, size, stall, top};
 
 /// A small KVM virtual machine monitor whose guest RAM is demand-paged by userfaultfd.
 #[derive(Debug, Parser)]
@@ -30,6 +31,10 @@ enum Command {
     Run(Box<RunArgs>),
     /// Measure how long a guest's processors stall under paging, and print a table
     Stall(Box<stall::StallArgs>),
+    /// Watch a running guest's stalls, faults and memory, live, over its control socket
+    Top(top::TopArgs),
+    /// Turn a saved result of `stall --json` into a page, Markdown, JUnit XML or an interval log
+    Report(stall::report::Args),
     /// Check what this host can do, and say how to mend what it cannot
     Doctor(doctor::Args),
     /// Run the probe guest (for `doctor`, in a process of its own)
@@ -55,6 +60,8 @@ pub fn main() -> u8 {
     match cli.command {
         Command::Run(args) => run(*args),
         Command::Stall(args) => stall::main(*args),
+        Command::Top(args) => top::main(&args),
+        Command::Report(args) => stall::report::main(&args),
         Command::Doctor(args) => doctor::main(args),
         Command::Probe => probe::main_hidden(),
     }
@@ -148,6 +155,7 @@ const STOPPED_PATIENCE: Duration = Duration::from_secs(2);
 /// The files that a run writes.
 struct Outputs {
     json: Option<OutputFile>,
+    trace: Option<OutputFile>,
     /// Taken by the run.
     reports: Option<Lines>,
     written: Option<(PathBuf, Written)>,
@@ -166,6 +174,9 @@ impl Outputs {
         let json = spec.json.as_deref().map(|path| open(path, &taken)).transpose();
         let json = json.map_err(failed("--json"))?;
         taken.extend(json.as_ref().and_then(OutputFile::id).map(|id| ("--json", id)));
+        let trace = spec.trace.as_deref().map(|path| open(path, &taken)).transpose();
+        let trace = trace.map_err(failed("--trace"))?;
+        taken.extend(trace.as_ref().and_then(OutputFile::id).map(|id| ("--trace", id)));
         let report = spec.report.as_deref().map(|path| open(path, &taken)).transpose();
         let (mut reports, mut written) = (None, None);
         if let Some(file) = report.map_err(failed("--report"))? {
@@ -176,12 +187,16 @@ impl Outputs {
             reports = Some(lines);
             written = Some((path, end));
         }
-        Ok(Self { json, reports, written })
+        Ok(Self { json, trace, reports, written })
     }
 
     /// Waits for the reports and writes the outcome, both at most this long.
     fn finish(self, outcome: &Outcome, patience: Option<Duration>) -> Result<(), RunError> {
         let json = self.json.map(|file| write_json(file, outcome, patience)).transpose();
+        let traced = match (self.trace, &outcome.tracer) {
+            (Some(file), Some(tracer)) => write_trace(file, tracer, patience),
+            _ => Ok(()),
+        };
         if let Some((path, written)) = self.written {
             let failed = |error| RunError::Output {
                 option: "--report",
@@ -193,7 +208,7 @@ impl Outputs {
                 _ => written.wait(patience).map_err(failed)?,
             }
         }
-        json.map(drop)
+        json.map(drop).and(traced)
     }
 }
 
@@ -208,6 +223,18 @@ fn write_json(
     patience::within(patience, move || file.write(&bytes))
         .unwrap_or(Err(OutputError::NotTaken(path)))
         .map_err(|source| RunError::Output { option: "--json", source })
+}
+
+fn write_trace(
+    file: OutputFile,
+    tracer: &Tracer,
+    patience: Option<Duration>,
+) -> Result<(), RunError> {
+    let bytes = tracer.render()?;
+    let path = file.path().to_owned();
+    patience::within(patience, move || file.write(&bytes))
+        .unwrap_or(Err(OutputError::NotTaken(path)))
+        .map_err(|source| RunError::Output { option: "--trace", source })
 }
 
 /// What a user wants to know when a guest is gone; for standard error, since standard output is the

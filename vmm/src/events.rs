@@ -20,6 +20,7 @@ use crate::exit::{self, ExitReason};
 use crate::machine::MachineError;
 use crate::patience::{Lines, Push};
 use crate::spec::ConsoleKind;
+use crate::stalls::Stalls;
 use crate::terminal::{self, Command, EscapeFilter, RawMode};
 use crate::threads::{Pauser, Pauses, VcpuThreads};
 
@@ -39,6 +40,8 @@ pub(crate) struct Input {
     pub requests: Vec<Request>,
     /// Where reports go.
     pub report: Option<Lines>,
+    /// What is written behind a run's report.
+    pub stalls: Arc<Stalls>,
 }
 
 /// The state of the main loop.
@@ -60,6 +63,7 @@ pub(crate) struct Events {
     /// As last seen.
     pauses: Pauses,
     report: Option<Lines>,
+    stalls: Arc<Stalls>,
     /// A report that its reader was not ready for: no further message is taken before it.
     held: Option<Vec<u8>>,
 }
@@ -96,6 +100,7 @@ impl Events {
             messages,
             message_event,
             report: input.report,
+            stalls: input.stalls,
             health: Health::default(),
             pauses: Pauses::default(),
             held: None,
@@ -277,10 +282,15 @@ impl Events {
     }
 
     fn take_report(&mut self, report: &Report) -> Result<Step, String> {
+        if matches!(report, Report::Host(_)) {
+            return Err("the guest agent sent a report that only the VMM makes".to_owned());
+        }
         if self.report.is_some() {
-            let mut line = serde_json::to_vec(report).map_err(|error| error.to_string())?;
-            line.push(b'\n');
-            self.pass_on(line)?;
+            let mut lines = json_line(report)?;
+            if matches!(report, Report::Result(_)) {
+                lines.extend(json_line(&Report::Host(self.stalls.take()))?);
+            }
+            self.pass_on(lines)?;
         }
         if !self.has_requests {
             return Ok(Step::Wait);
@@ -326,6 +336,12 @@ impl Events {
         let taken = self.bus.agent.send(&self.unsent);
         self.unsent.drain(..taken);
     }
+}
+
+fn json_line(report: &Report) -> Result<Vec<u8>, String> {
+    let mut line = serde_json::to_vec(report).map_err(|error| error.to_string())?;
+    line.push(b'\n');
+    Ok(line)
 }
 
 /// What a guest does for which one reason to be paused is gone.

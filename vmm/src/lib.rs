@@ -4,6 +4,9 @@
 
 pub mod agent;
 pub mod boot;
+#[cfg(feature = "bed")]
+#[doc(hidden)]
+pub use control::bed;
 pub mod commands;
 pub mod console;
 mod control;
@@ -22,5 +25,9 @@ pub mod sigbus;
 pub mod size;
 pub mod spec;
 pub mod stall;
+pub mod stalls;
+pub mod stats;
 pub mod terminal;
 mod threads;
+pub mod top;
+pub mod trace;

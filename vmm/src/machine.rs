@@ -33,11 +33,13 @@ use crate::kvm::cpuid::Apf;
 use crate::kvm::prefault::Prefault;
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::{self, KvmError, cpuid};
-use crate::paging::{self, AsyncPfStats, Crew, FaultSource, Policy, WorkerStats};
+use crate::paging::{self, AsyncPfStats, Crew, FaultSource, InUse, Policy, WorkerStats};
 use crate::patience::Lines;
 use crate::size;
 use crate::spec::{ConsoleKind, Spec};
+use crate::stalls::Stalls;
 use crate::threads::{Paging, VcpuThreads};
+use crate::trace::{self, Tracer};
 
 /// Why a guest could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +128,9 @@ pub struct Outcome {
     pub async_pf: Option<AsyncPfStats>,
     /// What the pager did.
     pub pager: guest_memory::PagerStats,
+    /// The life of every fault.
+    #[serde(skip)]
+    pub tracer: Option<Arc<Tracer>>,
     /// Why what the guest wrote to the console is not all on standard output.
     #[serde(skip)]
     pub console_failure: Option<console::Failure>,
@@ -155,6 +160,8 @@ pub struct Machine {
     pager: Arc<Pager>,
     crew: Arc<Crew>,
     prefault: Option<Prefault>,
+    stalls: Arc<Stalls>,
+    tracer: Option<Arc<Tracer>>,
     messages: Receiver<agent::Message>,
     message_event: EventFd,
 }
@@ -198,6 +205,10 @@ impl Machine {
         if let Some(ahead) = prefault.as_ref().map(Prefault::ahead) {
             ram.on_mapped(Box::new(move |gpa, bytes| ahead.mapped(gpa, bytes)));
         }
+        let tracer = spec.trace.is_some().then(|| Arc::new(Tracer::new(trace::MAX_STEPS)));
+        if let Some(tracer) = tracer.clone() {
+            ram.on_step(Box::new(move |gfn, step| tracer.step(gfn.0, step)));
+        }
         let crew = Crew::new().map_err(MachineError::host("make the worker pool"))?;
         let config = PagerConfig {
             store: spec.store.clone(),
@@ -224,8 +235,10 @@ impl Machine {
         let com1 = uart(&vm, ports::COM1_IRQ, console_out)?.paced();
         let com2 = uart(&vm, ports::COM2_IRQ, Box::new(LineSink::new(sink, wake)))?;
         let power = Power::new(spec.debug_exit);
-        let bus =
-            Arc::new(Bus::new(com1.into(), com2.into(), power, Arc::clone(&pager), spec.evict_to));
+        let stalls = Arc::new(Stalls::new(spec.cpus, markers, tracer.clone()));
+        let (evict_to, marked) = (spec.evict_to, Arc::clone(&stalls));
+        let bus = Bus::new(com1.into(), com2.into(), power, Arc::clone(&pager), evict_to, marked);
+        let bus = Arc::new(bus);
         Ok(Self {
             spec,
             vm: Arc::new(vm),
@@ -235,6 +248,8 @@ impl Machine {
             pager,
             crew,
             prefault,
+            stalls,
+            tracer,
             messages,
             message_event,
         })
@@ -258,23 +273,26 @@ impl Machine {
             deadline: spec.timeout.map(|timeout| Instant::now() + timeout),
             requests: spec.requests,
             report,
+            stalls: Arc::clone(&self.stalls),
         };
         let mut events =
             Events::new(input, signals, Arc::clone(&self.bus), self.messages, self.message_event)?;
         let started = Instant::now();
         let policy = match spec.apf {
             Apf::User => {
-                Some(Policy { vm: self.vm, threshold: spec.apf_threshold.measure(&spec.store) })
+                let threshold = Arc::new(InUse::new(spec.apf_threshold, &spec.store));
+                Some(Policy { vm: self.vm, threshold, tracer: self.tracer.clone() })
             }
             Apf::Off | Apf::Host | Apf::Kernel => None,
         };
-        let paging = Paging { pager: Arc::clone(&pager), source: spec.fault_source, policy };
+        let (source, stalls) = (spec.fault_source, Arc::clone(&self.stalls));
+        let paging = Paging { pager: Arc::clone(&pager), source, policy, stalls };
         let threads = VcpuThreads::start(self.vcpus, &self.bus, &paging, &exits)?;
         let pauser = threads.pauser(&exits)?;
         let facts =
             Facts { apf: spec.apf, fault_source: spec.fault_source, cpus: spec.cpus, started };
         let notifiers = threads.notifiers();
-        let house = House::new(&pager, &self.crew, &pauser, &notifiers, facts);
+        let house = House::new(&pager, &self.crew, &pauser, &notifiers, &self.stalls, facts);
         let control = control.map(|socket| Control::start(socket, house)).transpose();
         let control = control.map_err(MachineError::host("start the control socket's threads"))?;
         let reason = events.wait(&threads, &pauser, &exits, &pager)?;
@@ -315,6 +333,7 @@ impl Machine {
             pager: pager_stats,
             workers: worker_stats.into(),
             async_pf,
+            tracer: self.tracer,
             console_failure: self.console.failure().cloned(),
         })
     }

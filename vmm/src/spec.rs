@@ -104,14 +104,21 @@ pub struct RunArgs {
     /// Write how the run went to FILE when it ends ("-" is standard output)
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Write the life of every fault to FILE when the run ends, for ui.perfetto.dev or chrome://tracing: the
+    /// last million steps, in 48 MiB of memory at most
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// Serve HTTP on a Unix socket (mode 0600) that is made here and removed at the end
     ///
-    /// GET /metrics   counters and latencies, as Prometheus text
-    /// POST /pause    keep the guest's processors out of the guest
-    /// POST /resume   let them go on, also when they are paused because the store does not answer
-    /// PUT /limit     another --resident-limit from now on: a size such as "64M", or "none"
-    /// POST /evict    move all of guest RAM to the store, once
+    /// GET /metrics    counters and latencies, as Prometheus text
+    /// GET /pages      pages by state in ?cells=N parts of RAM, as JSON
+    /// POST /pause     keep the guest's processors out of the guest
+    /// POST /resume    let them go on, also when they are paused because the store does not answer
+    /// PUT /limit      another --resident-limit from now on: a size such as "64M", or "none"
+    /// PUT /threshold  another --apf-threshold from now on
+    /// POST /evict     move all of guest RAM to the store, once
     ///
+    /// nowait top FILE shows it all, live;
     /// curl --unix-socket FILE http://nowait/metrics
     #[arg(long, value_name = "FILE", verbatim_doc_comment)]
     pub control: Option<PathBuf>,
@@ -254,6 +261,8 @@ pub struct Spec {
     pub report: Option<PathBuf>,
     /// Where the summary goes.
     pub json: Option<PathBuf>,
+    /// Where the trace goes.
+    pub trace: Option<PathBuf>,
     /// Where the control socket is.
     pub control: Option<PathBuf>,
     /// The longest run.
@@ -310,6 +319,7 @@ impl Spec {
             requests_file: args.requests,
             report: args.report,
             json: args.json,
+            trace: args.trace,
             control: args.control,
             timeout: args.timeout.map(Duration::from_secs),
         })
@@ -340,10 +350,11 @@ impl Spec {
 
 /// Only one of console, reports and summary may have standard output.
 fn check_stdout(args: &RunArgs) -> Result<(), SpecError> {
-    let mut streams = [(&args.report, "--report"), (&args.json, "--json")]
-        .into_iter()
-        .filter(|(path, _)| path.as_deref() == Some(Path::new(STDOUT)))
-        .map(|(_, name)| name);
+    let mut streams =
+        [(&args.report, "--report"), (&args.json, "--json"), (&args.trace, "--trace")]
+            .into_iter()
+            .filter(|(path, _)| path.as_deref() == Some(Path::new(STDOUT)))
+            .map(|(_, name)| name);
     match (streams.next(), streams.next()) {
         (Some(name), None) if args.console == ConsoleKind::Stdio => {
             Err(SpecError::StdoutTwice(name))

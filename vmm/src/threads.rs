@@ -15,6 +15,7 @@ use crate::kvm::kick::{self, Kicker};
 use crate::kvm::vcpu::{Exit, Vcpu};
 use crate::machine::MachineError;
 use crate::paging::{FaultSource, Faults, Notifier, Policy, Resolved};
+use crate::stalls::Stalls;
 
 /// Between two kicks of a vCPU that has not left yet.
 const KICK_INTERVAL: Duration = Duration::from_millis(2);
@@ -145,6 +146,34 @@ impl Pauser {
     }
 }
 
+/// The vCPUs' gate for threads that only stand for vCPUs.
+#[cfg(any(test, feature = "bed"))]
+#[derive(Clone)]
+pub(crate) struct BareGate(Arc<Gate>);
+
+#[cfg(any(test, feature = "bed"))]
+impl BareGate {
+    /// A gate, and what closes and opens it for those who sleep with these.
+    pub(crate) fn new(sleepers: &[Arc<Sleeper>]) -> std::io::Result<(Self, Pauser)> {
+        let gate = Arc::<Gate>::default();
+        let ear = |sleeper| Ear { kicker: Kicker::default(), sleeper: Arc::clone(sleeper) };
+        let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        let ears = sleepers.iter().map(ear).collect();
+        let pauser = Pauser { gate: Arc::clone(&gate), ears, wake: Arc::new(wake) };
+        Ok((Self(gate), pauser))
+    }
+
+    /// As vCPUs pass it: waits while it is closed, and is false at the end.
+    pub(crate) fn pass(&self) -> bool {
+        self.0.pass()
+    }
+
+    /// The end.
+    pub(crate) fn stop(&self) {
+        self.0.stop();
+    }
+}
+
 impl VcpuThreads {
     /// Starts one thread for each vCPU. The first reason to end goes to [`Self::exit`], and `wake` is
     /// written.
@@ -240,6 +269,8 @@ pub(crate) struct Paging {
     pub(crate) source: FaultSource,
     /// With `--apf user`.
     pub(crate) policy: Option<Policy>,
+    /// Where stalls are written down.
+    pub(crate) stalls: Arc<Stalls>,
 }
 
 struct Worker {
@@ -266,10 +297,18 @@ impl Worker {
             vcpu.watch_state();
         }
         let running = vcpu.attach(&self.kicker);
+        let mut stall = self.paging.stalls.of(vcpu.index());
         while self.gate.pass() {
-            let stop = match vcpu.run(&self.bus, &mut faults) {
+            let exit = vcpu.run(&self.bus, &mut faults);
+            stall.end_halt();
+            let stop = match exit {
                 Exit::Resume => None,
-                Exit::Interrupted => self.after_interrupt(&mut vcpu, &mut faults),
+                Exit::Interrupted => {
+                    stall.begin();
+                    let (fault, stop) = self.after_interrupt(&mut vcpu, &mut faults);
+                    stall.end(fault.then(|| faults.cause()));
+                    stop
+                }
                 Exit::Stop(reason) => Some(reason),
             };
             if let Some(reason) = stop {
@@ -280,10 +319,12 @@ impl Worker {
         drop(running);
     }
 
-    /// A fault, maybe; why the run is over, if it is.
-    fn after_interrupt(&self, vcpu: &mut Vcpu, faults: &mut Faults) -> Option<ExitReason> {
+    /// A fault, maybe: whether it was one, and why the run is over, if it is.
+    fn after_interrupt(&self, vcpu: &mut Vcpu, faults: &mut Faults) -> (bool, Option<ExitReason>) {
         let failed = |message: String| ExitReason::Failure { message };
-        match faults.resolve(|| vcpu.guest_state(self.notifier.as_ref())) {
+        let resolved = faults.resolve(|| vcpu.guest_state(self.notifier.as_ref()));
+        let fault = resolved != Resolved::NoFault;
+        let stop = match resolved {
             Resolved::NoFault | Resolved::Interrupted => None,
             Resolved::Enter => {
                 vcpu.fault_served(faults);
@@ -297,7 +338,8 @@ impl Worker {
             }
             Resolved::Halt => vcpu.halt().err().map(|error| failed(error.to_string())),
             Resolved::Failed(why) => Some(failed(format!("vCPU {}: {why}", vcpu.index()))),
-        }
+        };
+        (fault, stop)
     }
 
     fn send(&self, reason: ExitReason) {

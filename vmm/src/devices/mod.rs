@@ -11,6 +11,7 @@ use nowait_wire::paging;
 
 use crate::exit::ExitReason;
 use crate::spec::EvictTo;
+use crate::stalls::Stalls;
 use power::Power;
 use serial::Uart;
 
@@ -33,6 +34,7 @@ pub struct Bus {
     power: Mutex<Power>,
     pager: Arc<Pager>,
     evict_to: EvictTo,
+    stalls: Arc<Stalls>,
 }
 
 impl Bus {
@@ -44,8 +46,9 @@ impl Bus {
         power: Power,
         pager: Arc<Pager>,
         evict_to: EvictTo,
+        stalls: Arc<Stalls>,
     ) -> Self {
-        Self { console, agent, power: Mutex::new(power), pager, evict_to }
+        Self { console, agent, power: Mutex::new(power), pager, evict_to, stalls }
     }
 
     /// One `OUT` of 1, 2 or 4 bytes.
@@ -61,6 +64,12 @@ impl Bus {
         if port == ports::PAGING {
             if let Ok(gfn) = <[u8; 4]>::try_from(data) {
                 self.paging_request(Gfn(u64::from(u32::from_le_bytes(gfn))), by);
+            }
+            return PortVerdict::Continue;
+        }
+        if port == ports::MARK {
+            if let Ok(duration_ms) = <[u8; 4]>::try_from(data) {
+                self.stalls.mark(u32::from_le_bytes(duration_ms), &self.pager.stats());
             }
             return PortVerdict::Continue;
         }

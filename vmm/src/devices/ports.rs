@@ -9,6 +9,7 @@
 //!   0x0600..=0x0605  ACPI PM1 event and control blocks
 //!   0x0cf9           reset
 //!   0x6e70..=0x6e73  paging requests (nowait_wire::paging)
+//!   0x6e74..=0x6e77  marks of a measured run (nowait_wire::paging::MARK_PORT)
 //! ```
 
 /// The keyboard controller's command port.
@@ -39,3 +40,5 @@ pub const PM1_CONTROL_BYTES: u8 = 2;
 pub const RESET: u16 = 0xcf9;
 /// The paging request port, 32 bits.
 pub const PAGING: u16 = nowait_wire::paging::PORT;
+/// The port of marks, 32 bits.
+pub const MARK: u16 = nowait_wire::paging::MARK_PORT;

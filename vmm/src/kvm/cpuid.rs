@@ -3,12 +3,12 @@
 use clap::ValueEnum;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::KvmError;
 
 /// Who handles async page faults, and what the guest is told about them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Apf {
     /// Nobody: a vCPU waits for its page, with no help from the guest or KVM.

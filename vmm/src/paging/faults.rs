@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use async_pf::protocol::{Begun, GuestState};
-use guest_memory::{Fault, Gfn, GuestSlot, PageEnd, Pager, Sleeper, Woken};
+use guest_memory::{Fault, Gfn, GuestSlot, Hit, PageEnd, Pager, Sleeper, Woken};
+
+use nowait_wire::agent::Cause;
 
 use super::notify::{Next, Notifier};
 use crate::sigbus::{GuestMapping, GuestThread, SigbusError};
@@ -41,6 +43,10 @@ pub(crate) struct Faults {
     /// With `--apf user`.
     notifier: Option<Arc<Notifier>>,
     lane: u16,
+    /// Why the guest did not run because of the last fault.
+    cause: Cause,
+    /// Its frame.
+    gfn: Gfn,
     /// The page of the last fault that found it mapped, and how often in a row.
     present: Option<(Gfn, u32)>,
 }
@@ -58,7 +64,17 @@ impl Faults {
         let thread = GuestThread::register(&mappings(&pager.slots()))?;
         // 0 is the VMM's own lane.
         let lane = u16::try_from(vcpu + 1).unwrap_or(u16::MAX);
-        Ok(Self { pager, thread, markers, sleeper, notifier, lane, present: None })
+        Ok(Self {
+            pager,
+            thread,
+            markers,
+            sleeper,
+            notifier,
+            lane,
+            cause: Cause::Joined,
+            gfn: Gfn(0),
+            present: None,
+        })
     }
 
     /// Calls `run`, which is to do one KVM_RUN.
@@ -81,6 +97,11 @@ impl Faults {
         &self.sleeper
     }
 
+    /// Why the guest did not run because of the last fault that [`Faults::resolve`] found, and its frame.
+    pub(crate) fn cause(&self) -> (Cause, u64) {
+        (self.cause, self.gfn.0)
+    }
+
     /// The async page fault protocol, if it is ours.
     pub(crate) fn notifier(&self) -> Option<&Arc<Notifier>> {
         self.notifier.as_ref()
@@ -92,7 +113,9 @@ impl Faults {
         let Some(hva) = self.thread.take_fault() else {
             return Resolved::NoFault;
         };
-        match (self.pager.gfn_at(hva), self.notifier.clone()) {
+        let gfn = self.pager.gfn_at(hva);
+        self.gfn = gfn.unwrap_or(self.gfn);
+        match (gfn, self.notifier.clone()) {
             (Some(gfn), None) => self.bring(gfn),
             (Some(gfn), Some(notifier)) => self.bring_async(gfn, &notifier, guest),
             (None, _) => Resolved::Failed(format!("a fault at hva {hva:#x}, outside guest RAM")),
@@ -102,6 +125,7 @@ impl Faults {
     /// Brings a page in: waits for it if it needs time.
     pub(crate) fn bring(&mut self, gfn: Gfn) -> Resolved {
         let waiter = self.sleeper.begin();
+        self.cause = Cause::Waited;
         match self.pager.fault(gfn, self.lane, &waiter) {
             Ok(Fault::Waits { .. }) => match self.sleeper.wait(None) {
                 Woken::Page(PageEnd::Ready) => Resolved::Enter,
@@ -133,6 +157,11 @@ impl Faults {
                 }
             },
         };
+        self.cause = match next {
+            Next::Enter | Next::Wait => Cause::Waited,
+            Next::Notify(_) => Cause::Told,
+            Next::Halt => Cause::Halted,
+        };
         match next {
             Next::Enter => Resolved::Enter,
             Next::Notify(cr2) => Resolved::Notify(cr2),
@@ -148,8 +177,14 @@ impl Faults {
 
     /// A fault that was answered without waiting.
     fn at_once(&mut self, gfn: Gfn, fault: Result<Fault, guest_memory::PagerError>) -> Resolved {
+        self.cause = match fault {
+            Ok(Fault::Hit(Hit::Zero)) => Cause::Zero,
+            Ok(Fault::Hit(Hit::Resident)) => Cause::Resident,
+            Ok(Fault::Hit(Hit::AtHand)) => Cause::AtHand,
+            _ => Cause::Joined,
+        };
         match fault {
-            Ok(Fault::Hit | Fault::Waits { .. }) => {
+            Ok(Fault::Hit(_) | Fault::Waits { .. }) => {
                 self.present = None;
                 Resolved::Enter
             }

@@ -22,6 +22,7 @@ pub(crate) use faults::{Faults, Resolved, mappings};
 pub use notify::{AsyncPfStats, Cost, Costs};
 pub(crate) use notify::{Notifier, Policy};
 pub use threshold::{BadThreshold, Threshold};
+pub(crate) use threshold::{Changed, InUse};
 pub(crate) use workers::Crew;
 pub use workers::WorkerStats;
 

@@ -13,8 +13,9 @@ use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::threshold::Measured;
+use super::threshold::InUse;
 use crate::kvm::kick::Kicker;
+use crate::trace::{Notification, Tracer};
 
 // A vCPU's number fits a token.
 const _: () = assert!(crate::spec::MAX_CPUS <= MAX_VCPU as i64);
@@ -88,7 +89,9 @@ pub(crate) struct Policy {
     /// For the interrupts.
     pub(crate) vm: Arc<VmFd>,
     /// A page that is expected sooner is waited for.
-    pub(crate) threshold: Measured,
+    pub(crate) threshold: Arc<InUse>,
+    /// Who hears of notifications.
+    pub(crate) tracer: Option<Arc<Tracer>>,
 }
 
 /// What the parts of telling a guest cost this process.
@@ -126,10 +129,12 @@ impl Clock {
 /// The protocol of one vCPU. Completions come by [`Wake`].
 pub(crate) struct Notifier {
     protocol: AsyncPf<PinnedArea, Msi>,
-    threshold: Measured,
+    threshold: Arc<InUse>,
     clocks: Clocks,
     kicker: Kicker,
     sleeper: Arc<Sleeper>,
+    vcpu: u32,
+    tracer: Option<Arc<Tracer>>,
 }
 
 /// How a fault on a page that is not at hand goes on.
@@ -153,7 +158,8 @@ impl Notifier {
         let machine = Machine::new(u8::try_from(vcpu).unwrap_or(MAX_VCPU));
         let msi = Msi { vm: Arc::clone(&policy.vm), apic: vcpu };
         let protocol = AsyncPf::new(machine, None, msi);
-        Self { protocol, threshold: policy.threshold, clocks: Clocks::default(), kicker, sleeper }
+        let (threshold, tracer) = (Arc::clone(&policy.threshold), policy.tracer.clone());
+        Self { protocol, threshold, clocks: Clocks::default(), kicker, sleeper, vcpu, tracer }
     }
 
     /// The vCPU meets a page: is it outstanding already?
@@ -173,14 +179,19 @@ impl Notifier {
 
     /// The page is on its way, expected in so long.
     pub(crate) fn on_its_way(&self, token: Token, expected: Duration, guest: GuestState) -> Next {
-        if expected < self.threshold.threshold {
+        let threshold = self.threshold.get();
+        if expected < threshold {
             // It costs less than to tell the guest; and if it takes longer, no more than twice as much.
             if self.protocol.wait_first(token) == Decision::Wait {
-                let _ = self.sleeper.wait(Some(self.threshold.threshold));
+                let _ = self.sleeper.wait(Some(threshold));
             }
             self.protocol.awake();
         }
-        next(self.clocks.decision.time(|| self.protocol.decide(token, guest)))
+        let decision = self.clocks.decision.time(|| self.protocol.decide(token, guest));
+        if let Decision::Notify { .. } = decision {
+            self.trace(Notification::NotPresent, token.raw().into());
+        }
+        next(decision)
     }
 
     /// The page has no new token, see [`Begun`].
@@ -226,6 +237,7 @@ impl Notifier {
         let en = match msr {
             Msr::Int => return Ok(self.protocol.set_int(value)),
             Msr::Ack => {
+                self.trace(Notification::Ack, 0);
                 self.clocks.ack.time(|| self.protocol.write_ack(value));
                 return Ok(Ok(()));
             }
@@ -256,9 +268,20 @@ impl Notifier {
         }
     }
 
+    fn trace(&self, what: Notification, token: u64) {
+        if let Some(tracer) = &self.tracer {
+            tracer.notification(self.vcpu, what, token);
+        }
+    }
+
     /// What it did.
     pub(crate) fn stats(&self) -> ProtocolStats {
         self.protocol.stats()
+    }
+
+    /// The threshold of all vCPUs.
+    pub(crate) fn threshold(&self) -> &Arc<InUse> {
+        &self.threshold
     }
 
     /// How many pages are outstanding or unacknowledged.
@@ -271,6 +294,7 @@ impl Wake for Notifier {
     fn wake(&self, token: u64, _end: PageEnd) {
         // Tokens have 32 bits; one that is lost is met again, and ends the run.
         let Ok(token) = u32::try_from(token) else { return };
+        self.trace(Notification::Ready, token.into());
         match self.clocks.ready.time(|| self.protocol.complete(Token::from_raw(token))) {
             Completed::Nothing => {}
             Completed::EndHalt => self.kicker.kick(),
@@ -320,11 +344,11 @@ pub struct AsyncPfStats {
 impl AsyncPfStats {
     /// Of a guest's vCPUs; `None` when it has no protocol of ours.
     pub(crate) fn of(notifiers: &[Arc<Notifier>]) -> Option<Self> {
-        let threshold = notifiers.first()?.threshold;
+        let threshold = notifiers.first()?.threshold();
         let whole = |count: u128| u64::try_from(count).unwrap_or(u64::MAX);
         let mut sum = Self {
-            threshold_us: whole(threshold.threshold.as_micros()),
-            exit_ns: whole(threshold.exit.unwrap_or_default().as_nanos()),
+            threshold_us: whole(threshold.get().as_micros()),
+            exit_ns: whole(threshold.exit().unwrap_or_default().as_nanos()),
             costs: Costs::default(),
             outstanding: 0,
             protocol: ProtocolStats::default(),
