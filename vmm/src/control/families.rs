@@ -34,9 +34,20 @@ impl Families {
         help: &str,
         samples: impl IntoIterator<Item = (Labels<'a>, u64)>,
     ) {
+        let samples = samples.into_iter().map(|(labels, value)| (labels, value as f64));
+        self.seconds(name, help, samples);
+    }
+
+    /// The same of time, in seconds.
+    pub(super) fn seconds<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (Labels<'a>, f64)>,
+    ) {
         let samples = samples.into_iter().map(|(labels, value)| {
             let mut counter = Counter::default();
-            counter.set_value(value as f64);
+            counter.set_value(value);
             let mut metric = Metric::from_label(pairs(labels));
             metric.set_counter(counter);
             metric

@@ -7,23 +7,26 @@ use std::thread;
 
 use guest_memory::Pager;
 
-use super::metrics::{self, Facts, Snapshot};
+use super::metrics::{self, Facts, Snapshot, VcpuSnapshot};
 use super::reply::{Reply, Status};
 use super::request::Command;
-use crate::paging::{AsyncPfStats, Crew, Notifier};
+use crate::paging::{AsyncPfStats, Changed, Crew, InUse, Notifier, Threshold};
 use crate::size;
+use crate::stalls::Stalls;
 use crate::threads::{Pauser, Pauses};
 
 /// Orders that may wait for the one before.
 const MAX_ORDERS: usize = 4;
 
 /// What takes its time: for a thread of its own.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Order {
     /// A resident limit in bytes, or none.
     Limit(Option<u64>),
     /// Move all of guest RAM to the store.
     Evict,
+    /// Measure the threshold that `auto` is.
+    Measure(Arc<InUse>),
 }
 
 /// The parts of a run.
@@ -32,6 +35,7 @@ pub(crate) struct House {
     crew: Arc<Crew>,
     pauser: Pauser,
     notifiers: Arc<[Arc<Notifier>]>,
+    stalls: Arc<Stalls>,
     facts: Facts,
 }
 
@@ -42,6 +46,7 @@ impl House {
         crew: &Arc<Crew>,
         pauser: &Pauser,
         notifiers: &Arc<[Arc<Notifier>]>,
+        stalls: &Arc<Stalls>,
         facts: Facts,
     ) -> Self {
         Self {
@@ -49,6 +54,7 @@ impl House {
             crew: Arc::clone(crew),
             pauser: pauser.clone(),
             notifiers: Arc::clone(notifiers),
+            stalls: Arc::clone(stalls),
             facts,
         }
     }
@@ -65,6 +71,7 @@ impl House {
                     Order::Limit(limit) => drop(pager.set_resident_limit(limit)),
                     // What the store does not take stays; its trouble is told as any other.
                     Order::Evict => drop(pager.evict_all()),
+                    Order::Measure(threshold) => threshold.measure(),
                 }
             }
         })?;
@@ -96,6 +103,26 @@ impl House {
                 order(Order::Limit(limit), limit.map_or_else(none, becomes))
             }
             Command::Evict => order(Order::Evict, "all of guest RAM is being evicted\n".to_owned()),
+            Command::Pages(cells) => Reply::json(&self.pager.survey(cells)),
+            Command::Threshold(threshold) => self.threshold(threshold, order),
+        }
+    }
+
+    /// Changes the threshold where there is one; one that has to be measured is an order.
+    fn threshold(&self, threshold: Threshold, order: impl FnOnce(Order, String) -> Reply) -> Reply {
+        let Some(in_use) = self.notifiers.first().map(|notifier| notifier.threshold()) else {
+            let line = format!(
+                "--apf {} has no threshold: only --apf user tells the guest of a page or waits for it",
+                self.facts.apf
+            );
+            return Reply::refuse(Status::Conflict, line);
+        };
+        match in_use.set(threshold) {
+            Changed::Now(now) => Reply::text(format!("the threshold is {now:?}\n")),
+            Changed::Unmeasured => {
+                let done = "the threshold is being measured\n".to_owned();
+                order(Order::Measure(Arc::clone(in_use)), done)
+            }
         }
     }
 
@@ -109,6 +136,17 @@ impl House {
             pager: self.pager.stats(),
             pool: self.crew.stats(),
             async_pf: AsyncPfStats::of(&self.notifiers),
+            fetch_ages: self.pager.fetch_ages(),
+            stalls: self.stalls.visible().then(|| self.stalls_by_vcpu()),
         }
+    }
+
+    /// What each vCPU's thread has written down of its stalls.
+    fn stalls_by_vcpu(&self) -> Vec<VcpuSnapshot> {
+        let vcpu = |vcpu| VcpuSnapshot {
+            totals: self.stalls.totals(vcpu),
+            current: self.stalls.current(vcpu),
+        };
+        (0..self.stalls.vcpus()).map(vcpu).collect()
     }
 }

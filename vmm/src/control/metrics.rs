@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use async_pf::protocol::{Mode, Refusal};
 use async_pf::{Class, PoolStats};
 use guest_memory::stores::{LatencyReport, TierReport};
-use guest_memory::{Health, LATENCY_BOUNDS_US, PAGE_BYTES, PagerStats};
+use guest_memory::{AGE_BOUNDS_US, FetchAges, Health, LATENCY_BOUNDS_US, PAGE_BYTES, PagerStats};
+use nowait_wire::agent::Cause;
 use prometheus::TextEncoder;
 
 use super::families::{Distribution, Families};
 use crate::kvm::cpuid::Apf;
 use crate::paging::{AsyncPfStats, FaultSource};
+use crate::stalls::Total;
 use crate::threads::Pauses;
 
 /// What does not change during a run.
@@ -41,13 +43,29 @@ pub(super) struct Snapshot {
     pub(super) pager: PagerStats,
     pub(super) pool: PoolStats,
     pub(super) async_pf: Option<AsyncPfStats>,
+    pub(super) fetch_ages: FetchAges,
+    /// By vCPU; `None` where faults do not come to the vCPUs' threads.
+    pub(super) stalls: Option<Vec<VcpuSnapshot>>,
+}
+
+/// The stalls of one vCPU.
+#[derive(Debug)]
+pub(super) struct VcpuSnapshot {
+    /// In the order of [`Cause::ALL`].
+    pub(super) totals: [Total; Cause::ALL.len()],
+    /// How long the stall has lasted that it is in.
+    pub(super) current: Option<Duration>,
 }
 
 /// Shows it.
 pub(super) fn render(snapshot: &Snapshot) -> String {
     let mut families = Families::default();
     run(&mut families, snapshot);
+    if let Some(vcpus) = &snapshot.stalls {
+        stalls(&mut families, vcpus);
+    }
     pager(&mut families, &snapshot.pager);
+    ages(&mut families, &snapshot.fetch_ages);
     tiers(&mut families, &snapshot.pager);
     pool(&mut families, &snapshot.pool);
     if let Some(stats) = &snapshot.async_pf {
@@ -86,6 +104,44 @@ fn run(families: &mut Families, snapshot: &Snapshot) {
             (&[("operation", "write")][..], flag(health.writes.is_some())),
         ],
     );
+}
+
+/// Where faults come to the vCPUs' threads: how long pages kept each of them from its guest.
+fn stalls(families: &mut Families, vcpus: &[VcpuSnapshot]) {
+    let names: Vec<String> = (0..vcpus.len()).map(|vcpu| vcpu.to_string()).collect();
+    let totals: Vec<_> = names
+        .iter()
+        .zip(vcpus)
+        .flat_map(|(name, vcpu)| {
+            let causes = Cause::ALL.iter().zip(&vcpu.totals);
+            causes.map(move |(cause, total)| ([("vcpu", &**name), ("cause", cause.name())], total))
+        })
+        .collect();
+    let samples = totals.iter().map(|(labels, total)| (&labels[..], total.count));
+    families.counters("vcpu_stalls_total", "Stalls of a vCPU by a page that are over.", samples);
+    let samples = totals.iter().map(|(labels, total)| (&labels[..], total.ns as f64 / 1e9));
+    let help = "How long the stalls of a vCPU took that are over.";
+    families.seconds("vcpu_stall_seconds_total", help, samples);
+    let labels: Vec<_> = names.iter().map(|name| [("vcpu", &**name)]).collect();
+    let now = |vcpu: &VcpuSnapshot| vcpu.current.unwrap_or_default().as_secs_f64();
+    let samples = labels.iter().zip(vcpus).map(|(labels, vcpu)| (&labels[..], now(vcpu)));
+    let help = "How long the stall has lasted that a vCPU is in; 0 in none.";
+    families.gauges("vcpu_stalled_seconds", help, samples);
+}
+
+/// Fetches that are under way.
+fn ages(families: &mut Families, ages: &FetchAges) {
+    let bounds = AGE_BOUNDS_US.iter().map(|us| (*us as f64 / 1e6).to_string());
+    let bounds: Vec<String> = bounds.chain(["+Inf".to_owned()]).collect();
+    let labels: Vec<_> = bounds.iter().map(|bound| [("below", &**bound)]).collect();
+    let counts = ages.counts.map(|count| count as f64);
+    let known = labels.iter().zip(counts).map(|(labels, count)| (&labels[..], count));
+    let unknown = [(&[("below", "unknown")][..], ages.unknown as f64)];
+    let help =
+        "Fetches under way by their age: below so many seconds, but not below the bound before.";
+    families.gauges("outstanding_by_age", help, known.chain(unknown));
+    let help = "The age of the oldest fetch that is under way.";
+    families.gauge("outstanding_oldest_seconds", help, ages.oldest.as_secs_f64());
 }
 
 /// A number of [`PagerStats`], under its own name.

@@ -2,13 +2,21 @@
 //!
 //! ```text
 //!   client -- socket --> server (its thread) -- request --> House --+-- metrics: a snapshot, as text
-//!             mode 0600  no wait for a client                       +-- pause, resume: the vCPUs' gate
+//!             mode 0600  no wait for a client                       +-- pages: a survey of the page table
+//!                                                                   +-- pause, resume: the vCPUs' gate
+//!                                                                   +-- threshold
 //!                                                                   +-- limit, evict --> orders (its thread)
 //! ```
 //!
 //! Nothing on the server's thread waits for the store, a page or a vCPU: it answers while they hang.
-//! Another resident limit and an eviction look at every page of RAM, so these have a thread of their own.
+//! Another resident limit and an eviction look at every page of RAM, so these have a thread of their own,
+//! and so has a threshold that has to be measured. A survey looks at a bounded number of pages.
 
+#[cfg(any(test, feature = "bed"))]
+#[cfg_attr(not(feature = "bed"), allow(unreachable_pub))]
+pub mod bed;
+#[cfg(test)]
+mod bed_tests;
 mod families;
 mod house;
 mod metrics;

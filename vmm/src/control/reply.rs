@@ -8,6 +8,7 @@ pub(super) enum Status {
     Ok,
     BadRequest,
     NotFound,
+    Conflict,
     /// The methods that there are.
     WrongMethod(&'static [&'static str]),
     TimedOut,
@@ -30,6 +31,7 @@ impl Status {
             Self::BadRequest => (400, "Bad Request"),
             Self::NotFound => (404, "Not Found"),
             Self::WrongMethod(_) => (405, "Method Not Allowed"),
+            Self::Conflict => (409, "Conflict"),
             Self::TimedOut => (408, "Request Timeout"),
             Self::LengthRequired => (411, "Length Required"),
             Self::BodyTooLarge => (413, "Content Too Large"),
@@ -43,18 +45,29 @@ impl Status {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Reply {
     status: Status,
+    kind: &'static str,
     body: String,
 }
+
+/// The content type of JSON.
+const JSON: &str = "application/json";
 
 impl Reply {
     /// What was asked for; whole lines.
     pub(super) fn text(body: impl Into<String>) -> Self {
-        Self { status: Status::Ok, body: body.into() }
+        Self { status: Status::Ok, kind: TEXT_FORMAT, body: body.into() }
+    }
+
+    /// What was asked for, as JSON on one line.
+    pub(super) fn json(value: &impl serde::Serialize) -> Self {
+        // Numbers and names of ours always have a form in JSON.
+        let body = serde_json::to_string(value).unwrap_or_default() + "\n";
+        Self { status: Status::Ok, kind: JSON, body }
     }
 
     /// Why not, in one line.
     pub(super) fn refuse(status: Status, line: impl Into<String>) -> Self {
-        Self { status, body: line.into() + "\n" }
+        Self { status, kind: TEXT_FORMAT, body: line.into() + "\n" }
     }
 
     /// How it went.
@@ -76,10 +89,9 @@ impl Reply {
             Status::WrongMethod(methods) => format!("Allow: {}\r\n", methods.join(", ")),
             _ => String::new(),
         };
-        let length = self.body.len();
-        let body = self.body;
+        let (length, kind, body) = (self.body.len(), self.kind, self.body);
         format!(
-            "HTTP/1.1 {code} {reason}\r\nContent-Type: {TEXT_FORMAT}; charset=utf-8\r\n\
+            "HTTP/1.1 {code} {reason}\r\nContent-Type: {kind}; charset=utf-8\r\n\
              Content-Length: {length}\r\nConnection: close\r\n{allow}\r\n{body}"
         )
         .into_bytes()

@@ -3,12 +3,16 @@
 use guest_memory::MIN_RESIDENT_LIMIT_BYTES;
 
 use super::reply::{Reply, Status};
+use crate::paging::{BadThreshold, Threshold};
 use crate::size;
 
 /// The longest head of a request, in bytes.
 pub(super) const MAX_HEAD_BYTES: usize = 8 << 10;
 /// The longest body of a request, in bytes.
 pub(super) const MAX_BODY_BYTES: usize = 256;
+/// The most parts of RAM whose pages are counted, and how many they are when nobody says.
+pub(super) const MAX_CELLS: u32 = 1024;
+const CELLS: u32 = 64;
 /// The most headers of a request.
 const MAX_HEADERS: usize = 64;
 
@@ -25,6 +29,10 @@ pub(super) enum Command {
     Limit(Option<u64>),
     /// Move all of guest RAM to the store.
     Evict,
+    /// Pages by state, in so many parts of RAM.
+    Pages(u32),
+    /// From which expected latency on the guest is told of a page.
+    Threshold(Threshold),
 }
 
 /// How far a request has come.
@@ -71,25 +79,33 @@ fn try_parse(bytes: &[u8]) -> Result<Option<Command>, Reply> {
     }
 }
 
+/// What there is.
+const KNOWN: &str = "there are GET /metrics, GET /pages?cells=N, POST /pause, POST /resume, PUT /limit, \
+                     PUT /threshold, POST /evict";
+
 /// A command whose body has yet to be read.
 enum Wanted {
     Plain(Command),
     Limit,
+    Threshold,
 }
 
 impl Wanted {
     fn find(method: &str, target: &str) -> Result<Self, Reply> {
-        let path = target.split_once('?').map_or(target, |(path, _)| path);
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let (wanted, methods): (Self, &[&str]) = match path {
             "/metrics" => (Self::Plain(Command::Metrics), &["GET"]),
             "/pause" => (Self::Plain(Command::Pause), &["POST"]),
             "/resume" => (Self::Plain(Command::Resume), &["POST"]),
             "/evict" => (Self::Plain(Command::Evict), &["POST"]),
             "/limit" => (Self::Limit, &["PUT", "POST"]),
+            "/threshold" => (Self::Threshold, &["PUT", "POST"]),
+            "/pages" => {
+                let cells = cells(query).map_err(|line| Reply::refuse(Status::BadRequest, line))?;
+                (Self::Plain(Command::Pages(cells)), &["GET"])
+            }
             _ => {
-                let line =
-                    "there are GET /metrics, POST /pause, POST /resume, PUT /limit, POST /evict";
-                return Err(Reply::refuse(Status::NotFound, line));
+                return Err(Reply::refuse(Status::NotFound, KNOWN));
             }
         };
         if methods.contains(&method) {
@@ -105,6 +121,9 @@ impl Wanted {
             Self::Limit => limit(body)
                 .map(Command::Limit)
                 .map_err(|line| Reply::refuse(Status::BadRequest, line)),
+            Self::Threshold => threshold(body)
+                .map(Command::Threshold)
+                .map_err(|error| Reply::refuse(Status::BadRequest, error.to_string())),
         }
     }
 }
@@ -136,6 +155,19 @@ fn body_bytes(headers: &[httparse::Header<'_>]) -> Result<usize, Reply> {
     Ok(bytes)
 }
 
+/// How many parts a query asks for; other parameters are nobody's.
+fn cells(query: &str) -> Result<u32, String> {
+    let mut values = query.split('&').filter_map(|pair| pair.strip_prefix("cells="));
+    let Some(value) = values.next() else { return Ok(CELLS) };
+    let number = value.bytes().all(|byte| byte.is_ascii_digit()).then(|| value.parse().ok());
+    let number = number.flatten().filter(|number| (1..=MAX_CELLS).contains(number));
+    number.ok_or_else(|| format!("cells is a number from 1 to {MAX_CELLS}"))
+}
+
+fn threshold(body: &[u8]) -> Result<Threshold, BadThreshold> {
+    std::str::from_utf8(body).map_err(|_| BadThreshold)?.trim().parse()
+}
+
 fn limit(body: &[u8]) -> Result<Option<u64>, String> {
     let text = std::str::from_utf8(body).map_err(|_| "the limit is not text".to_owned())?.trim();
     if text == "none" {
@@ -154,6 +186,7 @@ fn limit(body: &[u8]) -> Result<Option<u64>, String> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::time::Duration;
 
     fn refusal(request: &str) -> (u16, String) {
         match parse(request.as_bytes()) {
@@ -173,6 +206,18 @@ mod tests {
             ("POST /resume", "content-length: 2\r\n\r\n{}", Command::Resume),
             ("PUT /limit", "Content-Length: 3\r\n\r\n64M", Command::Limit(Some(64 << 20))),
             ("POST /limit", "Content-Length: 5\r\n\r\nnone\n", Command::Limit(None)),
+            ("GET /pages", "\r\n", Command::Pages(CELLS)),
+            ("GET /pages?x=y&cells=1024", "\r\n", Command::Pages(1024)),
+            (
+                "PUT /threshold",
+                "Content-Length: 5\r\n\r\n500us",
+                Command::Threshold(Threshold::Fixed(Duration::from_micros(500))),
+            ),
+            (
+                "PUT /threshold",
+                "Content-Length: 5\r\n\r\nauto\n",
+                Command::Threshold(Threshold::Auto),
+            ),
         ] {
             let request = format!("{first} {head}{rest}");
             assert_eq!(parse(request.as_bytes()), Parsed::Command(command), "{request}");
@@ -191,6 +236,14 @@ mod tests {
             ("GET / HTTP/1.1\r\n\r\n".to_owned(), 404, "/metrics"),
             ("POST /metrics HTTP/1.1\r\n\r\n".to_owned(), 405, "takes GET"),
             ("GET /limit HTTP/1.1\r\n\r\n".to_owned(), 405, "PUT or POST"),
+            ("POST /pages HTTP/1.1\r\n\r\n".to_owned(), 405, "takes GET"),
+            ("GET /pages?cells=0 HTTP/1.1\r\n\r\n".to_owned(), 400, "1 to 1024"),
+            ("GET /pages?cells=1025 HTTP/1.1\r\n\r\n".to_owned(), 400, "1 to 1024"),
+            ("GET /pages?cells=+7 HTTP/1.1\r\n\r\n".to_owned(), 400, "1 to 1024"),
+            ("GET /pages?cells= HTTP/1.1\r\n\r\n".to_owned(), 400, "1 to 1024"),
+            ("GET /threshold HTTP/1.1\r\n\r\n".to_owned(), 405, "PUT or POST"),
+            ("PUT /threshold HTTP/1.1\r\n\r\n".to_owned(), 400, "auto"),
+            ("PUT /threshold HTTP/1.1\r\nContent-Length: 2\r\n\r\n5m".into(), 400, "50us"),
             ("hello\r\n\r\n".to_owned(), 400, "not HTTP"),
             ("\0\0\0\0".to_owned(), 400, "not HTTP"),
             (format!("GET /metrics HTTP/1.1\r\n{many}\r\n"), 431, "headers"),

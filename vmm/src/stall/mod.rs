@@ -1,26 +1,39 @@
-//! `nowait stall`: how long a guest's processors stall under paging, as a table and as JSON.
+//! `nowait stall`: how long a guest's processors stall under paging, as a table, as JSON, and as a page.
 //!
 //! ```text
-//!   for each (vcpus, apf): one `nowait run` in a process of its own   (child)
+//!   preset or file, options -> Scenario, checked                      (scenario, plan: pure)
+//!   for each (round, vcpus, apf): one `nowait run` in its own process (child)
 //!       idle, user x threads…, copy x threads…: what it reports       (session, pure)
 //!           -> heartbeats of all vCPUs merged, percentiles            (overrun, document)
 //!           -> a row of the table                                     (table)
-//!   at the end: the JSON document, whatever became of the runs
+//!   medians, intervals, ratios, warnings, gates                       (summary, warnings, gate: pure)
+//!   at the end: every output that was asked for, whatever became of the runs   (outputs)
 //! ```
 //!
 //! A boot of its own for every combination, so that none inherits the state of another; a process of
 //! its own, so that a guest that goes wrong costs its own rows only.
 
+mod baseline;
 mod child;
 mod document;
+mod gate;
+mod hlog;
+mod html;
+mod junit;
+mod markdown;
+mod outputs;
 mod overrun;
 mod plan;
+pub mod report;
+mod scenario;
 mod session;
+mod summary;
 mod table;
 mod verdict;
+mod warnings;
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,16 +42,25 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use crate::exit;
+use crate::operand;
 use crate::operand::FileId;
-use crate::output::{OutputError, OutputFile};
-use crate::size::SizeError;
+use crate::output::OutputError;
+use baseline::Earlier;
+pub use baseline::{BaselineError, Tolerance};
 use child::{Child, Heard};
-pub use document::{ACCEL_NESTED, ACCEL_VARIABLE, Config, Document, Failure, Host, Run, SCHEMA};
+pub use document::{
+    ACCEL_NESTED, ACCEL_VARIABLE, CauseOfStalls, CommandEnd, Config, Document, Failure, Host, Run,
+    SCHEMA, Stall,
+};
+pub use gate::{Gate, GateError, GateResult};
+use outputs::Outputs;
 pub use overrun::{HistogramError, Summary};
 pub use plan::StallArgs;
 use plan::{Boot, Plan};
+pub use scenario::{PRESETS, Scenario, ScenarioError, Via};
 pub use session::SessionError;
 use session::{Session, Step};
+pub use summary::{Group, ModeSummary, Quantiles, Ratios};
 
 /// How often a signal to us is looked for while a guest is silent.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -46,15 +68,28 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Why `nowait stall` gave up, or what its result lacks.
 #[derive(Debug, thiserror::Error)]
 pub enum StallError {
-    /// The size of guest memory.
-    #[error("--memory: {0}")]
-    Memory(#[source] SizeError),
-    /// The size of the resident limit.
-    #[error("--resident-limit: {0}")]
-    ResidentLimit(#[source] SizeError),
-    /// The file for the result.
-    #[error("--json: {0}")]
-    Output(#[from] OutputError),
+    /// What is to be measured.
+    #[error("--scenario: {0}")]
+    Scenario(#[from] ScenarioError),
+    /// A gate about something that the scenario does not measure.
+    #[error("--fail-if: {0}")]
+    Gate(#[from] GateError),
+    /// The earlier result.
+    #[error("--baseline '{path}': {source}")]
+    Baseline {
+        /// Its file.
+        path: PathBuf,
+        /// Why it is none.
+        source: BaselineError,
+    },
+    /// A file for a result.
+    #[error("{option}: {source}")]
+    Output {
+        /// The option that names it.
+        option: &'static str,
+        /// Why.
+        source: OutputError,
+    },
     /// Our own requests do not fit the protocol.
     #[error("cannot encode the requests for the guest agent: {0}")]
     Request(#[source] nowait_wire::agent::LineError),
@@ -75,9 +110,14 @@ pub enum StallError {
     /// The table's reader is gone.
     #[error("cannot write the table: {0}")]
     Table(#[source] io::Error),
-    /// The result cannot be written as JSON.
-    #[error("cannot encode the result as JSON: {0}")]
-    Json(#[source] serde_json::Error),
+    /// The result cannot be written in a form.
+    #[error("{option}: cannot make the report: {why}")]
+    Report {
+        /// The option that asks for it.
+        option: &'static str,
+        /// Why.
+        why: String,
+    },
     /// A signal.
     #[error("stopped by a signal")]
     Stopped,
@@ -89,6 +129,16 @@ pub enum StallError {
         /// All runs.
         planned: usize,
     },
+    /// Gates that were not passed.
+    #[error("{failed} of {all} gates failed; first: {first}")]
+    Gates {
+        /// How many failed.
+        failed: usize,
+        /// How many there were.
+        all: usize,
+        /// The first, and where it failed.
+        first: String,
+    },
     /// Wrong bytes.
     #[error("{0} pages did not hold what was written to them")]
     DataErrors(u64),
@@ -99,14 +149,17 @@ impl StallError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Memory(_) | Self::ResidentLimit(_) | Self::Output(_) => exit::OPERAND,
+            Self::Scenario(_) | Self::Gate(_) | Self::Baseline { .. } | Self::Output { .. } => {
+                exit::OPERAND
+            }
             Self::Refused { code, .. } => *code,
             Self::Request(_)
             | Self::Child(_)
             | Self::Signals(_)
             | Self::Table(_)
-            | Self::Json(_) => exit::FAILURE,
+            | Self::Report { .. } => exit::FAILURE,
             Self::Stopped => exit::STOPPED,
+            Self::Gates { .. } => exit::GATE,
             Self::Incomplete { .. } | Self::DataErrors(_) => exit::MEASUREMENT,
         }
     }
@@ -126,53 +179,80 @@ pub fn main(args: StallArgs) -> u8 {
     }
 }
 
-/// Makes all runs and prints the table; writes the JSON document if one is asked for, also when runs
-/// are missing.
+/// Makes all runs and prints the table; writes the results that are asked for, also when runs are missing.
 ///
 /// # Errors
-/// When it cannot go on, or when the measurement is incomplete or found data errors.
+/// When it cannot go on, when the measurement is incomplete or found data errors, or when a gate failed.
 pub fn run(args: StallArgs) -> Result<Document, StallError> {
     let plan = Plan::new(&args)?;
+    let command = !args.command.is_empty();
+    args.fail_if.iter().try_for_each(|gate| gate.check(&plan.scenario, command))?;
+    let earlier = args.baseline.as_ref().map(|path| read_baseline(path, &plan)).transpose()?;
     let inputs = [("--kernel", &args.kernel), ("--initrd", &args.initrd)];
+    let baseline = args.baseline.iter().map(|path| ("--baseline", path));
+    let inputs = inputs.into_iter().chain(baseline);
     let inputs: Vec<_> =
-        inputs.into_iter().filter_map(|(name, path)| Some((name, FileId::at(path)?))).collect();
-    let json = args.json.as_deref().map(|path| OutputFile::open_beside(path, &inputs));
-    let json = json.transpose()?;
-    let to_stderr = json.as_ref().is_some_and(OutputFile::is_stdout);
+        inputs.filter_map(|(name, path)| Some((name, FileId::at(path)?))).collect();
+    let outputs = Outputs::claim(&args, inputs)?;
     let mut out: Box<dyn Write> =
-        if to_stderr { Box::new(io::stderr()) } else { Box::new(io::stdout()) };
+        if outputs.use_stdout() { Box::new(io::stderr()) } else { Box::new(io::stdout()) };
     let mut driver = Driver {
         program: std::env::current_exe().map_err(StallError::Child)?,
-        requests: plan.requests()?,
-        document: Document::new(&args),
+        document: Document::new(&args, &plan),
         stop: stop_flag().map_err(StallError::Signals)?,
         headed: false,
         args,
         plan,
     };
     let result = driver.run(&mut *out);
-    let mut document = driver.document;
-    document.judge(&driver.plan);
+    let Driver { mut document, plan, args, .. } = driver;
+    document.judge(&plan);
+    judge_gates(&mut document, &args, earlier.as_ref());
+    let told = table::foot(&mut *out, &document).map_err(StallError::Table);
     // Whatever was measured is kept, unless nothing was.
-    if let Some(json) = json
-        && !(document.runs.is_empty() && result.is_err())
-    {
-        let mut text = serde_json::to_vec_pretty(&document).map_err(StallError::Json)?;
-        text.push(b'\n');
-        json.write(&text)?;
+    if !(document.runs.is_empty() && result.is_err()) {
+        outputs.write(&document)?;
     }
-    result?;
-    verdict(document, driver.plan.boots.len() * driver.plan.workloads.len())
+    result.and(told)?;
+    verdict(document, plan.runs())
+}
+
+fn read_baseline(path: &Path, plan: &Plan) -> Result<Earlier, StallError> {
+    /// The longest earlier result.
+    const BYTES: u64 = 256 << 20;
+    operand::read_text(path, BYTES)
+        .map_err(BaselineError::from)
+        .and_then(|text| Earlier::parse(&text, &plan.scenario))
+        .map_err(|source| StallError::Baseline { path: path.to_owned(), source })
+}
+
+fn judge_gates(document: &mut Document, args: &StallArgs, earlier: Option<&Earlier>) {
+    let gates = args.fail_if.iter().map(|gate| gate.judge(&document.summary));
+    let baseline = earlier.zip(args.tolerance);
+    let baseline = baseline.map(|(earlier, by)| earlier.judge(&document.summary, by));
+    document.gates = gates.chain(baseline).collect();
 }
 
 fn verdict(document: Document, planned: usize) -> Result<Document, StallError> {
     match document.data_errors() {
-        0 if document.complete => Ok(document),
+        0 if document.complete => gates(document),
         0 => Err(StallError::Incomplete {
             complete: document.runs.iter().filter(|run| run.complete).count(),
             planned,
         }),
         errors => Err(StallError::DataErrors(errors)),
+    }
+}
+
+fn gates(document: Document) -> Result<Document, StallError> {
+    let failed: Vec<&GateResult> = document.gates.iter().filter(|gate| !gate.passed).collect();
+    match failed.first() {
+        None => Ok(document),
+        Some(GateResult { gate, failures, .. }) => Err(StallError::Gates {
+            failed: failed.len(),
+            all: document.gates.len(),
+            first: format!("{gate} ({})", failures.first().map_or("", String::as_str)),
+        }),
     }
 }
 
@@ -193,7 +273,6 @@ struct Driver {
     args: StallArgs,
     plan: Plan,
     program: PathBuf,
-    requests: Vec<u8>,
     document: Document,
     stop: Arc<AtomicBool>,
     headed: bool,
@@ -206,14 +285,14 @@ impl Driver {
                 self.document.failures.push(Failure::new(boot, message));
             }
         }
-        table::foot(out, &self.document).map_err(StallError::Table)
+        Ok(())
     }
 
     /// Makes one boot with all its runs; gives why it ended early, if it did.
     fn boot(&mut self, boot: Boot, out: &mut dyn Write) -> Result<Option<String>, StallError> {
         let deadline = Instant::now() + self.plan.timeout;
-        let mut session = Session::new(boot, &self.plan.workloads);
-        let child = Child::start(&mut self.command(boot), &self.requests);
+        let mut session = Session::new(boot, &self.plan.workloads(boot.vcpus));
+        let child = Child::start(&mut self.command(boot), &self.plan.requests(boot)?);
         let child = child.map_err(StallError::Child)?;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -236,9 +315,10 @@ impl Driver {
             match step {
                 Err(error) => return Ok(Some(error.to_string())),
                 Ok(Step::Up) => self.head_once(out)?,
+                Ok(Step::More) => {}
                 Ok(Step::Refused(why)) => self.document.failures.push(Failure::new(boot, why)),
                 Ok(Step::Run(run)) => {
-                    table::row(out, &run).map_err(StallError::Table)?;
+                    table::row(out, &self.document, &run).map_err(StallError::Table)?;
                     self.document.runs.push(*run);
                 }
             }
@@ -263,9 +343,13 @@ impl Driver {
         command.arg("run").arg("--kernel").arg(&self.args.kernel);
         command.arg("--initrd").arg(&self.args.initrd);
         command.args(["--cpus", &boot.vcpus.to_string(), "--apf", &boot.apf.to_string()]);
-        command.args(["--memory", &self.args.memory, "--store", &self.args.store.to_string()]);
-        if let Some(limit) = &self.args.resident_limit {
-            command.args(["--resident-limit", limit]);
+        let (scenario, checked) = (&self.plan.scenario, &self.plan.checked);
+        command.args(["--memory", &scenario.memory, "--store", &checked.store.to_string()]);
+        if let Some(limit) = checked.limit_bytes {
+            command.args(["--resident-limit", &limit.to_string()]);
+        }
+        if !scenario.prefetch {
+            command.arg("--no-prefetch");
         }
         // Its standard input by a name that is there without udev.
         command.args(["--console", "none", "--requests", "/proc/self/fd/0", "--report", "-"]);
@@ -292,5 +376,7 @@ fn judge_end(
     }
 }
 
+#[cfg(test)]
+mod schema;
 #[cfg(test)]
 mod tests;

@@ -1,11 +1,12 @@
-//! Overruns: the agent's histograms, decoded with distrust, merged and summed up.
+//! Overruns and other times: histograms of the agent and the VMM, decoded with distrust, merged and summed
+//! up.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer, Serializer, V2Serializer};
-use nowait_wire::agent::{MAX_OVERRUN_US, OVERRUN_DIGITS};
-use serde::Serialize;
+use nowait_wire::agent::{ACCESS_DIGITS, MAX_OVERRUN_US, OVERRUN_DIGITS};
+use serde::{Deserialize, Serialize};
 
 /// The header of a histogram in its V2 encoding: cookie, length of the rest, offset, digits, lowest
 /// value (u64), highest value (u64), ratio (f64); the others are u32, all big-endian.
@@ -19,7 +20,9 @@ pub enum HistogramError {
     #[error("the histogram is no base64: {0}")]
     Base64(#[from] base64::DecodeError),
     /// Another range, precision or length.
-    #[error("the histogram's header is not that of 1 us to 60 s with 3 digits in {0} bytes")]
+    #[error(
+        "the histogram's header is not that of 1 us to 60 s with the digits it has to have, in {0} bytes"
+    )]
     Header(usize),
     /// The counts do not decode.
     #[error("the histogram does not decode: {0}")]
@@ -34,7 +37,11 @@ pub(super) type Overruns = Histogram<u64>;
 
 /// No overruns.
 pub(super) fn empty() -> Result<Overruns, HistogramError> {
-    Histogram::new_with_bounds(1, MAX_OVERRUN_US, OVERRUN_DIGITS)
+    empty_of(OVERRUN_DIGITS)
+}
+
+fn empty_of(digits: u8) -> Result<Overruns, HistogramError> {
+    Histogram::new_with_bounds(1, MAX_OVERRUN_US, digits)
         .map_err(|error| HistogramError::Library(error.to_string()))
 }
 
@@ -54,8 +61,17 @@ fn to_bytes(overruns: &Overruns) -> Result<Vec<u8>, HistogramError> {
 /// Decodes what a guest sent. The header is checked first: a decoder that believes it would allocate
 /// what it says.
 pub(super) fn decode(text: &str) -> Result<Overruns, HistogramError> {
+    decode_of(OVERRUN_DIGITS, text)
+}
+
+/// The same for a histogram of touches.
+pub(super) fn decode_accesses(text: &str) -> Result<Overruns, HistogramError> {
+    decode_of(ACCESS_DIGITS, text)
+}
+
+fn decode_of(digits: u8, text: &str) -> Result<Overruns, HistogramError> {
     let bytes = STANDARD.decode(text)?;
-    let mut expected = to_bytes(&empty()?)?;
+    let mut expected = to_bytes(&empty_of(digits)?)?;
     expected.truncate(HEADER_BYTES);
     let rest = bytes.len().checked_sub(HEADER_BYTES).and_then(|rest| u32::try_from(rest).ok());
     let rest = rest.ok_or(HistogramError::Header(bytes.len()))?;
@@ -68,8 +84,8 @@ pub(super) fn decode(text: &str) -> Result<Overruns, HistogramError> {
         .map_err(|error| HistogramError::Counts(error.to_string()))
 }
 
-/// The overruns of a run in five numbers: microseconds, and how many there were.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// The overruns of a run, or other times of it, in five numbers: microseconds, and how many there were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     /// Half of the overruns are at most this.
     pub p50: u64,

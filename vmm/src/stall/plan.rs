@@ -1,46 +1,45 @@
 //! What `nowait stall` is asked to measure, and the boots and runs that this comes to.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use guest_memory::{PAGE_SIZE, StoreSpec};
-use nowait_wire::agent::{Access, Kind, Pressure, Request, Workload};
+use nowait_wire::agent::{Kind, Pressure, Request, Workload};
 
 use super::StallError;
+use super::baseline::Tolerance;
+use super::gate::Gate;
+use super::scenario::{Checked, MAX_PAGES, PRESETS, Scenario, ScenarioError, Via, parse_time};
 use crate::kvm::cpuid::Apf;
-use crate::size;
+use crate::operand;
 
-/// The heartbeat's period, in microseconds.
-pub(super) const HEARTBEAT_US: u32 = 1000;
-/// The shortest and the longest run, in milliseconds.
-const DURATION_MS: std::ops::RangeInclusive<u128> = 10..=600_000;
 /// Pages beyond those that the store can bring in during a run, in percent, and a few more.
 const SLACK_PERCENT: u64 = 25;
 const SLACK_PAGES: u64 = 64;
 /// The share of guest memory that the evicted pages of one run may take.
 const MEMORY_SHARE: u64 = 4;
-/// The buffer of a run under a resident limit, in percent of the limit. The guest's kernel and the
-/// store's own memory need room, too, so between a third and a half of the buffer fits.
-const LIMIT_PERCENT: u64 = 150;
-/// Seeds the order in which a run under a limit touches its pages.
-const ACCESS_SEED: u64 = 1;
-/// The largest number of pages that the guest agent takes.
-const MAX_PAGES: u64 = 65_536;
 /// What a boot may take before its first run, and each run beyond three times its duration. An
 /// emulated machine needs most of it.
 const BOOT_TIME: Duration = Duration::from_secs(60);
 const TIME_PER_RUN: Duration = Duration::from_secs(15);
+/// The longest scenario file.
+const SCENARIO_BYTES: u64 = 64 * 1024;
+/// The scenario without any, which the options change.
+const DEFAULT: &str = "name = \"default\"\ncpus = [1, 2]\n";
 
 /// Measure how long a guest's processors stall under paging, and print a table.
 ///
-/// Each guest boots once for every combination of --cpus and --apf, and makes these runs: idle, then
-/// pages touched from user mode, then pages that read(2) writes into, both with each number of
-/// --threads. Beside them a heartbeat on every vCPU measures by how much it wakes up late.
+/// Each guest boots once a round for every number of processors and every mode, modes taking turns, and
+/// makes these runs: idle, then pages touched from user mode, then pages that read(2) writes into, both with
+/// each number of threads. Beside them a heartbeat on every vCPU measures by how much it wakes up late.
 ///
-/// Without --resident-limit the guest asks for its pages to be evicted before each run and touches each
-/// of them once. With it the guest asks for nothing: its threads touch random pages of a buffer that is
-/// 1.5 times the limit, and what does not fit leaves and comes back.
+/// Without a resident limit the guest asks for its pages to be evicted before each run and touches each
+/// of them once. With it the guest asks for nothing: its threads touch pages of a buffer that is larger
+/// than the limit, and what does not fit leaves and comes back.
+///
+/// A COMMAND behind `--` takes the place of these threads: `/bin/sh -c` runs it in the guest, from an
+/// initramfs that has it beside our agent.
 #[derive(Args, Clone, Debug)]
 pub struct StallArgs {
     /// Guest kernel (built by `cargo xtask images`, or any that runs the agent)
@@ -49,62 +48,134 @@ pub struct StallArgs {
     /// Initial RAM disk with the guest agent as its init
     #[arg(long, value_name = "FILE")]
     pub initrd: PathBuf,
+    /// What to measure: a TOML file, or quick, overcommit, snapshot-like, mixed, worst; the options below
+    /// change it
+    #[arg(long, value_name = "PRESET|FILE")]
+    pub scenario: Option<String>,
     /// Numbers of processors, each 1 to 32
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,2",
+    #[arg(long, value_name = "N,…", value_delimiter = ',',
         value_parser = clap::value_parser!(u32).range(1..=crate::spec::MAX_CPUS))]
-    pub cpus: Vec<u32>,
+    pub cpus: Option<Vec<u32>>,
     /// Who handles async page faults
-    #[arg(
-        long,
-        value_name = "APF,…",
-        value_enum,
-        value_delimiter = ',',
-        default_value = "off,host,kernel,user"
-    )]
-    pub apf: Vec<Apf>,
+    #[arg(long, value_name = "APF,…", value_enum, value_delimiter = ',')]
+    pub apf: Option<Vec<Apf>>,
     /// Guest RAM
-    #[arg(long, value_name = "SIZE", default_value = "128M")]
-    pub memory: String,
-    /// How much of guest RAM may be in memory, compressed pages included: a size of at least 4M
     #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// How much of guest RAM may be in memory, compressed pages included: a size of at least 4M, or a share
+    /// of guest RAM
+    #[arg(long, value_name = "SIZE|N%")]
     pub resident_limit: Option<String>,
     /// Where evicted pages go: "memory", or "delay=20ms" for a store that takes that long to read a page
-    #[arg(long, value_name = "STORE", default_value = "delay=20ms")]
-    pub store: StoreSpec,
+    #[arg(long, value_name = "STORE")]
+    pub store: Option<StoreSpec>,
     /// How long each run lasts: a number with ms or s
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration)]
-    pub duration: Duration,
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub duration: Option<String>,
     /// Numbers of threads that touch evicted pages, each 1 to 64
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,8",
+    #[arg(long, value_name = "N,…", value_delimiter = ',',
         value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub threads: Vec<u32>,
+    pub threads: Option<Vec<u32>>,
+    /// How often each mode has its turn; with 5 and more, intervals mean something
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=99))]
+    pub rounds: Option<u32>,
+    /// Seeds the order in which pages are touched
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
     /// Write all results to FILE as JSON ("-" is standard output; the table then goes to standard error)
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Write one self-contained page with plots to FILE
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Write the summary to FILE as Markdown, for a pull request's comment
+    #[arg(long, value_name = "FILE")]
+    pub markdown: Option<PathBuf>,
+    /// Write runs and gates to FILE as JUnit XML
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+    /// Write all overruns to FILE as an HdrHistogram interval log
+    #[arg(long, value_name = "FILE")]
+    pub hlog: Option<PathBuf>,
+    /// Fail (exit code 3) if this holds, for example 'user.overrun.p99 > 2ms' or
+    /// 'user.work < 1.5 * off.work'; may be given more than once
+    #[arg(long, value_name = "EXPRESSION")]
+    pub fail_if: Vec<Gate>,
+    /// Fail (exit code 3) if something is worse than in this result of an earlier `--json`, with the same
+    /// scenario
+    #[arg(long, value_name = "FILE", requires = "tolerance")]
+    pub baseline: Option<PathBuf>,
+    /// By how much it may be worse
+    #[arg(long, value_name = "N%", requires = "baseline")]
+    pub tolerance: Option<Tolerance>,
     /// Give one boot with all its runs up after this many seconds [default: by --duration]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub timeout: Option<u64>,
+    /// A command to run in the guest in the place of the touching threads
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit_ms = match &text[digits.len()..] {
-        "ms" => Some(1),
-        "s" => Some(1000),
-        _ => None,
-    };
-    let number = digits.parse::<u64>().ok().filter(|_| !digits.starts_with('+'));
-    number
-        .zip(unit_ms)
-        .and_then(|(number, unit_ms)| number.checked_mul(unit_ms))
-        .map(Duration::from_millis)
-        .filter(|duration| DURATION_MS.contains(&duration.as_millis()))
-        .ok_or_else(|| "give a time from 10ms to 600s".to_owned())
+fn duration(text: &str) -> Result<String, String> {
+    let range = Duration::from_millis(10)..=Duration::from_secs(600);
+    match parse_time(text) {
+        Some(time) if range.contains(&time) => Ok(text.to_owned()),
+        _ => Err("give a time from 10ms to 600s".to_owned()),
+    }
+}
+
+impl StallArgs {
+    /// The scenario, with what the options change.
+    fn scenario(&self) -> Result<(Scenario, Checked), ScenarioError> {
+        let (name, text) = self.scenario_text()?;
+        let mut scenario = Scenario::parse(&name, &text)?;
+        let Self { cpus, apf, memory, resident_limit, duration, threads, rounds, seed, .. } = self;
+        fn set<T: Clone>(to: &mut T, from: &Option<T>) {
+            if let Some(value) = from {
+                to.clone_from(value);
+            }
+        }
+        set(&mut scenario.cpus, cpus);
+        set(&mut scenario.modes, apf);
+        set(&mut scenario.memory, memory);
+        set(&mut scenario.duration, duration);
+        set(&mut scenario.threads, threads);
+        set(&mut scenario.rounds, rounds);
+        set(&mut scenario.seed, seed);
+        if resident_limit.is_some() {
+            scenario.resident_limit.clone_from(resident_limit);
+        }
+        if let Some(store) = &self.store {
+            scenario.store = store.to_string();
+        }
+        // Without some of the modes the baseline may be none of them.
+        if apf.is_some() && scenario.baseline.is_some_and(|mode| !scenario.modes.contains(&mode)) {
+            scenario.baseline = None;
+        }
+        let checked = scenario.check().map_err(|error| error.at(&name, &text))?;
+        Ok((scenario, checked))
+    }
+
+    fn scenario_text(&self) -> Result<(String, String), ScenarioError> {
+        let Some(name) = &self.scenario else {
+            return Ok(("the options".to_owned(), DEFAULT.to_owned()));
+        };
+        if let Some(text) = Scenario::preset(name) {
+            return Ok((format!("preset {name}"), text.to_owned()));
+        }
+        let text = operand::read_text(Path::new(name), SCENARIO_BYTES).map_err(|source| {
+            let presets = PRESETS.map(|(name, _)| name).join(", ");
+            ScenarioError::Unreadable { name: name.clone(), presets, source }
+        })?;
+        Ok((name.clone(), text))
+    }
 }
 
 /// One boot of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Boot {
+    /// From 1.
+    pub(super) round: u32,
     pub(super) vcpus: u32,
     pub(super) apf: Apf,
 }
@@ -112,51 +183,86 @@ pub(super) struct Boot {
 /// All that is to be done.
 #[derive(Debug)]
 pub(super) struct Plan {
+    pub(super) scenario: Scenario,
+    pub(super) checked: Checked,
     pub(super) boots: Vec<Boot>,
-    /// The runs of every boot, in their order.
-    pub(super) workloads: Vec<Workload>,
     /// The longest that one boot with its runs may take.
     pub(super) timeout: Duration,
+    command: String,
 }
 
 impl Plan {
     pub(super) fn new(args: &StallArgs) -> Result<Self, StallError> {
-        let memory_bytes = size::parse(&args.memory).map_err(StallError::Memory)?;
-        let limit_bytes = args.resident_limit.as_deref().map(size::parse).transpose();
-        let limit_bytes = limit_bytes.map_err(StallError::ResidentLimit)?;
-        let boots = args
-            .cpus
-            .iter()
-            .flat_map(|&vcpus| args.apf.iter().map(move |&apf| Boot { vcpus, apf }))
-            .collect();
-        let workload = |kind, threads| Workload {
-            kind,
-            threads,
-            duration_ms: args.duration.as_millis() as u32,
-            pages: match limit_bytes {
-                None => pages(threads, args.duration, &args.store, memory_bytes),
-                Some(limit_bytes) => pages_under_limit(threads, limit_bytes),
-            },
-            heartbeat_us: HEARTBEAT_US,
-            pressure: match limit_bytes {
-                None => Pressure::Evict,
-                Some(_) => Pressure::Limit { access: Access::Random, seed: ACCESS_SEED },
-            },
+        let (scenario, checked) = args.scenario()?;
+        let mut boots = Vec::new();
+        for round in 0..scenario.rounds {
+            for &vcpus in &scenario.cpus {
+                // Another one begins each time: what drifts is nobody's.
+                let mut modes = scenario.modes.clone();
+                modes.rotate_left(round as usize % scenario.modes.len());
+                boots.extend(modes.into_iter().map(|apf| Boot { round: round + 1, vcpus, apf }));
+            }
+        }
+        let mut plan = Self {
+            scenario,
+            checked,
+            boots,
+            timeout: Duration::ZERO,
+            command: args.command.join(" "),
+        };
+        let runs = plan.workloads(1).len() as u32;
+        let each = TIME_PER_RUN + 3 * plan.checked.duration + plan.checked.warm_up;
+        plan.timeout = args.timeout.map_or(BOOT_TIME + each * runs, Duration::from_secs);
+        Ok(plan)
+    }
+
+    /// The runs of a boot, in their order.
+    pub(super) fn workloads(&self, vcpus: u32) -> Vec<Workload> {
+        let (scenario, checked) = (&self.scenario, &self.checked);
+        let base = Workload {
+            duration_ms: checked.duration.as_millis() as u32,
+            heartbeat_us: checked.heartbeat_us,
+            compute: scenario.compute_per_cpu * vcpus,
             ..Workload::IDLE
         };
-        let workloads: Vec<Workload> = std::iter::once(workload(Kind::Idle, 0))
-            .chain(args.threads.iter().map(|&threads| workload(Kind::User, threads)))
-            .chain(args.threads.iter().map(|&threads| workload(Kind::Copy, threads)))
-            .collect();
-        let by_duration = BOOT_TIME + (TIME_PER_RUN + 3 * args.duration) * workloads.len() as u32;
-        let timeout = args.timeout.map_or(by_duration, Duration::from_secs);
-        Ok(Self { boots, workloads, timeout })
+        if !self.command.is_empty() {
+            let command = self.command.clone();
+            return vec![base.clone(), Workload { kind: Kind::Command, command, ..base }];
+        }
+        let touching = |kind, threads| Workload {
+            kind,
+            threads,
+            warm_up_ms: checked.warm_up.as_millis() as u32,
+            pages: checked.pages.unwrap_or_else(|| {
+                pages(threads, checked.duration, &checked.store, checked.memory_bytes)
+            }),
+            pressure: match checked.limit_bytes {
+                None => Pressure::Evict,
+                Some(_) => Pressure::Limit { access: scenario.access, seed: scenario.seed },
+            },
+            compressible_percent: scenario.compressible_percent,
+            write_percent: if kind == Kind::User { scenario.write_percent } else { 0 },
+            ..base.clone()
+        };
+        let kinds = scenario.via.iter().map(|via| match via {
+            Via::User => Kind::User,
+            Via::Copy => Kind::Copy,
+        });
+        let runs = kinds
+            .flat_map(|kind| scenario.threads.iter().map(move |&threads| touching(kind, threads)));
+        std::iter::once(base.clone()).chain(runs).collect()
+    }
+
+    /// The number of all runs.
+    pub(super) fn runs(&self) -> usize {
+        self.boots.iter().map(|boot| self.workloads(boot.vcpus).len()).sum()
     }
 
     /// The requests of one boot, as `nowait run --requests` reads them.
-    pub(super) fn requests(&self) -> Result<Vec<u8>, StallError> {
+    pub(super) fn requests(&self, boot: Boot) -> Result<Vec<u8>, StallError> {
         let mut lines = Vec::new();
-        for request in self.workloads.iter().cloned().map(Request::Run).chain([Request::PowerOff]) {
+        let runs = self.workloads(boot.vcpus).into_iter().map(Request::Run);
+        for request in runs.chain([Request::PowerOff]) {
             let line = nowait_wire::agent::encode_line(&request).map_err(StallError::Request)?;
             lines.extend(line);
         }
@@ -180,17 +286,6 @@ fn pages(threads: u32, duration: Duration, store: &StoreSpec, memory_bytes: u64)
     pages as u32
 }
 
-/// How many pages the buffer of a run under a limit has.
-fn pages_under_limit(threads: u32, limit_bytes: u64) -> u32 {
-    match threads {
-        0 => 0,
-        _ => {
-            let bytes = limit_bytes.saturating_mul(LIMIT_PERCENT) / 100;
-            (bytes / PAGE_SIZE as u64).clamp(1, MAX_PAGES) as u32
-        }
-    }
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -207,14 +302,19 @@ pub(super) mod tests {
         Cli::try_parse_from(args).map(|cli| cli.stall)
     }
 
+    fn plan(more: &[&str]) -> Result<Plan, StallError> {
+        Plan::new(&parse(more).unwrap())
+    }
+
     #[test]
-    fn without_options_it_is_the_table_of_the_readme() {
-        let plan = Plan::new(&parse(&[]).unwrap()).unwrap();
+    fn without_options_all_modes_have_one_boot() {
+        let plan = plan(&[]).unwrap();
         let boots: Vec<_> = plan.boots.iter().map(|boot| (boot.vcpus, boot.apf)).collect();
         let modes = [Apf::Off, Apf::Host, Apf::Kernel, Apf::User];
         let expected = [1, 2].map(|vcpus| modes.map(|apf| (vcpus, apf))).concat();
         assert_eq!(boots, expected);
-        let runs: Vec<_> = plan.workloads.iter().map(|w| (w.kind, w.threads, w.pages)).collect();
+        let workloads = plan.workloads(2);
+        let runs: Vec<_> = workloads.iter().map(|w| (w.kind, w.threads, w.pages)).collect();
         let expected = [
             (Kind::Idle, 0, 0),
             (Kind::User, 1, 190),
@@ -223,9 +323,17 @@ pub(super) mod tests {
             (Kind::Copy, 8, 1074),
         ];
         assert_eq!(runs, expected);
-        let lines = String::from_utf8(plan.requests().unwrap()).unwrap();
-        assert_eq!(lines.lines().count(), 6);
+        let lines = String::from_utf8(plan.requests(plan.boots[0]).unwrap()).unwrap();
+        assert_eq!((lines.lines().count(), plan.runs()), (6, 40));
         assert!(lines.ends_with("{\"request\":\"power_off\"}\n"));
+    }
+
+    #[test]
+    fn modes_take_turns_and_another_begins_each_time() {
+        let plan = plan(&["--rounds", "3", "--cpus", "1", "--apf", "off,user"]).unwrap();
+        let boots: Vec<_> = plan.boots.iter().map(|boot| (boot.round, boot.apf)).collect();
+        let (off, user) = (Apf::Off, Apf::User);
+        assert_eq!(boots, [(1, off), (1, user), (2, user), (2, off), (3, off), (3, user)]);
     }
 
     #[test]
@@ -243,26 +351,65 @@ pub(super) mod tests {
             ["--duration", "+5s"],
             ["--duration", "99999999999999999999s"],
             ["--timeout", "0"],
+            ["--rounds", "0"],
+            ["--fail-if", "user.overrun.p99"],
+            ["--baseline", "old.json"],
+            ["--tolerance", "10%"],
         ] {
             let error = parse(&bad).unwrap_err().to_string();
             assert!(error.contains(bad[0]), "{error}");
         }
-        let plan = Plan::new(&parse(&["--memory", "lots"]).unwrap());
-        assert!(matches!(plan, Err(StallError::Memory(_))));
-        let plan = Plan::new(&parse(&["--resident-limit", "half"]).unwrap());
-        assert!(matches!(plan, Err(StallError::ResidentLimit(_))));
+        for (bad, name) in [
+            (["--memory", "lots"], "memory"),
+            (["--resident-limit", "half"], "resident_limit"),
+            (["--resident-limit", "2G"], "resident_limit"),
+            (["--scenario", "fastest"], "quick, overcommit"),
+        ] {
+            let error = plan(&bad).unwrap_err();
+            assert_eq!(error.exit_code(), crate::exit::OPERAND);
+            assert!(error.to_string().contains(name), "{error}");
+        }
     }
 
     #[test]
-    fn under_a_limit_the_buffer_is_larger_than_it_and_nobody_evicts() {
-        let plan = Plan::new(&parse(&["--resident-limit", "24M"]).unwrap()).unwrap();
-        assert_eq!(plan.workloads[0].pages, 0);
-        for workload in &plan.workloads[1..] {
-            assert_eq!(workload.pages, 36 * 256);
-            assert!(matches!(workload.pressure, Pressure::Limit { .. }));
-        }
-        assert_eq!(pages_under_limit(1, 1 << 40), 65_536);
-        assert_eq!(pages_under_limit(1, 1), 1);
+    fn options_change_the_scenario() {
+        let plan = plan(&[
+            "--scenario",
+            "overcommit",
+            "--cpus",
+            "2",
+            "--apf",
+            "kernel,user",
+            "--rounds",
+            "1",
+            "--duration",
+            "500ms",
+            "--resident-limit",
+            "20M",
+            "--seed",
+            "9",
+            "--memory",
+            "100M",
+        ])
+        .unwrap();
+        let Plan { scenario, checked, .. } = &plan;
+        assert_eq!((scenario.name.as_str(), scenario.rounds), ("overcommit", 1));
+        // `off` was the baseline, and is none of the modes.
+        assert_eq!((scenario.baseline, checked.baseline), (None, Apf::Kernel));
+        assert_eq!(checked.limit_bytes, Some(20 << 20));
+        let [idle, work] = &plan.workloads(2)[..] else { panic!() };
+        assert_eq!((idle.kind, idle.compute, work.compute), (Kind::Idle, 2, 2));
+        assert_eq!((work.threads, work.warm_up_ms, work.duration_ms), (8, 300, 500));
+        assert!(matches!(work.pressure, Pressure::Limit { seed: 9, .. }));
+        assert_eq!(work.pages, 56 * 256);
+    }
+
+    #[test]
+    fn a_command_takes_the_place_of_the_threads() {
+        let plan = plan(&["--", "sort", "/data"]).unwrap();
+        let [idle, command] = &plan.workloads(1)[..] else { panic!() };
+        assert_eq!(idle.kind, Kind::Idle);
+        assert_eq!((command.kind, command.command.as_str()), (Kind::Command, "sort /data"));
     }
 
     #[test]

@@ -2,12 +2,12 @@
 //! lines in, steps out.
 //!
 //! ```text
-//!   Hello -> Result | Error for the first workload -> … for the next … -> (the guest powers off)
+//!   Hello -> Result, Host | Error for the first workload -> … for the next … -> (the guest powers off)
 //! ```
 
 use std::collections::VecDeque;
 
-use nowait_wire::agent::{LineError, PROTOCOL, Report, Workload, decode_line};
+use nowait_wire::agent::{LineError, PROTOCOL, Report, RunResult, Workload, decode_line};
 
 use super::document::Run;
 use super::overrun::HistogramError;
@@ -54,6 +54,8 @@ pub enum SessionError {
 pub(super) enum Step {
     /// The agent is up.
     Up,
+    /// A run is over; what the host saw of it is still to come.
+    More,
     /// A run is over.
     Run(Box<Run>),
     /// A run could not be made: which, and why.
@@ -65,11 +67,13 @@ pub(super) struct Session {
     boot: Boot,
     greeted: bool,
     left: VecDeque<Workload>,
+    /// A result that the host's own report follows.
+    half: Option<RunResult>,
 }
 
 impl Session {
     pub(super) fn new(boot: Boot, workloads: &[Workload]) -> Self {
-        Self { boot, greeted: false, left: workloads.iter().cloned().collect() }
+        Self { boot, greeted: false, left: workloads.iter().cloned().collect(), half: None }
     }
 
     /// Takes one line of `nowait run --report`.
@@ -78,12 +82,20 @@ impl Session {
         if !self.greeted {
             return self.on_first(&report);
         }
+        if let Some(result) = self.half.take() {
+            let Report::Host(host) = report else {
+                let expected = "what the host saw";
+                return Err(SessionError::Order { found: name(&report), expected });
+            };
+            return Ok(Step::Run(Box::new(Run::new(self.boot, result, host)?)));
+        }
         let Some(workload) = self.left.pop_front() else {
             return Err(SessionError::Order { found: name(&report), expected: "nothing" });
         };
         match report {
             Report::Result(result) if result.workload == workload => {
-                Ok(Step::Run(Box::new(Run::new(self.boot, result)?)))
+                self.half = Some(result);
+                Ok(Step::More)
             }
             Report::Result(_) => Err(SessionError::OtherWorkload),
             Report::Error { message } => Ok(Step::Refused(format!(
@@ -112,12 +124,12 @@ impl Session {
 
     /// Whether every workload has had its report.
     pub(super) fn is_over(&self) -> bool {
-        self.greeted && self.left.is_empty()
+        self.greeted && self.left.is_empty() && self.half.is_none()
     }
 
     /// How many workloads have had none.
     pub(super) fn missing(&self) -> usize {
-        self.left.len()
+        self.left.len() + usize::from(self.half.is_some())
     }
 }
 
@@ -127,12 +139,13 @@ fn name(report: &Report) -> &'static str {
         Report::Result(_) => "a result",
         Report::Exec { .. } => "the end of a command",
         Report::Error { .. } => "an error",
+        Report::Host(_) => "what the host saw",
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::document::tests::{BOOT, result, workload};
+    use super::super::document::tests::{BOOT, host, result, workload};
     use super::*;
     use nowait_wire::agent::{Kind, encode_line};
     use proptest::prelude::*;
@@ -146,6 +159,21 @@ mod tests {
         encode_line(&Report::Result(result(&workload(kind), 2))).unwrap()
     }
 
+    fn seen() -> Vec<u8> {
+        encode_line(&Report::Host(host())).unwrap()
+    }
+
+    /// A report of a run, and what the host saw of it.
+    fn run(session: &mut Session, line: &[u8]) -> Result<Run, SessionError> {
+        match session.on_line(line)? {
+            Step::More => match session.on_line(&seen())? {
+                Step::Run(run) => Ok(*run),
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn session() -> Session {
         Session::new(BOOT, &[workload(Kind::Idle), workload(Kind::User), workload(Kind::Copy)])
     }
@@ -154,15 +182,17 @@ mod tests {
     fn a_boot_with_three_runs_of_which_one_is_refused() {
         let mut session = session();
         assert!(matches!(session.on_line(&hello(PROTOCOL, 2)).unwrap(), Step::Up));
-        let Step::Run(run) = session.on_line(&report(Kind::Idle)).unwrap() else { panic!() };
-        assert_eq!((run.workload, run.vcpus, run.complete), (Kind::Idle, 2, true));
+        let idle = run(&mut session, &report(Kind::Idle)).unwrap();
+        assert_eq!((idle.workload, idle.vcpus, idle.complete), (Kind::Idle, 2, true));
         let error = Report::Error { message: "no port".into() };
         let Step::Refused(why) = session.on_line(&encode_line(&error).unwrap()).unwrap() else {
             panic!()
         };
         assert_eq!(why, "User with 1 threads: no port");
         assert_eq!((session.missing(), session.is_over()), (1, false));
-        assert!(matches!(session.on_line(&report(Kind::Copy)).unwrap(), Step::Run(_)));
+        assert!(matches!(session.on_line(&report(Kind::Copy)).unwrap(), Step::More));
+        assert_eq!((session.missing(), session.is_over()), (1, false));
+        assert!(matches!(session.on_line(&seen()).unwrap(), Step::Run(_)));
         assert!(session.is_over());
         assert!(matches!(session.on_line(&report(Kind::Copy)), Err(SessionError::Order { .. })));
     }
@@ -186,6 +216,16 @@ mod tests {
             Err(SessionError::Order { found: "a greeting", .. })
         ));
         assert!(matches!(session.on_line(b"{"), Err(SessionError::Line(_))));
+        let mut session = self::session();
+        let _ = session.on_line(&hello(PROTOCOL, 2)).unwrap();
+        assert!(matches!(session.on_line(&seen()), Err(SessionError::Order { .. })));
+        let mut session = self::session();
+        let _ = session.on_line(&hello(PROTOCOL, 2)).unwrap();
+        assert!(matches!(session.on_line(&report(Kind::Idle)), Ok(Step::More)));
+        assert!(matches!(
+            session.on_line(&report(Kind::User)),
+            Err(SessionError::Order { found: "a result", .. })
+        ));
     }
 
     proptest! {
@@ -199,7 +239,9 @@ mod tests {
             let mut line = encode_line(&Report::Result(result)).unwrap();
             let mut session = Session::new(BOOT, &[workload(Kind::User)]);
             let _ = session.on_line(&hello(PROTOCOL, 2)).unwrap();
-            if let Ok(Step::Run(run)) = session.on_line(&line) {
+            if let Ok(Step::More) = session.on_line(&line)
+                && let Ok(Step::Run(run)) = session.on_line(&seen())
+            {
                 prop_assert!(!run.complete);
                 prop_assert!(run.pages_per_s.is_finite());
             }

@@ -1,31 +1,77 @@
-//! The table: a row as soon as its run is over.
+//! The table: a row as soon as its run is over; at the end the medians, and what they say.
 
 use std::io::{self, Write};
 
+use comfy_table::Table;
+use comfy_table::presets::ASCII_MARKDOWN;
 use nowait_wire::agent::Kind;
 
 use super::document::{Document, Run};
+use super::summary::{Estimate, Group, ModeSummary, workload_name};
+use super::verdict;
 use crate::size;
 
-/// The columns: title, width, whether they are numbers.
-const COLUMNS: [(&str, usize, bool); 10] = [
-    ("apf", 6, false),
-    ("workload", 8, false),
-    ("threads", 7, true),
-    ("vcpus", 5, true),
-    ("p50 us", 8, true),
-    ("p90 us", 8, true),
-    ("p99 us", 8, true),
-    ("max us", 8, true),
-    ("pages/s", 8, true),
-    ("data errors", 11, true),
-];
+/// A column: title, width, whether it holds numbers, and what it shows.
+struct Column {
+    title: &'static str,
+    width: usize,
+    number: bool,
+    cell: fn(&Run) -> String,
+}
 
-fn cells(out: &mut dyn Write, cells: [&str; COLUMNS.len()]) -> io::Result<()> {
-    let line = COLUMNS.iter().zip(cells).map(|((_, width, number), cell)| {
-        if *number { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+const fn column(
+    title: &'static str,
+    width: usize,
+    number: bool,
+    cell: fn(&Run) -> String,
+) -> Column {
+    Column { title, width, number, cell }
+}
+
+const ROUND: Column = column("round", 5, true, |run| run.round.to_string());
+const FRONT: [Column; 9] = [
+    column("apf", 6, false, |run| run.apf.to_string()),
+    column("workload", 8, false, |run| workload_name(run.workload).to_owned()),
+    column("threads", 7, true, |run| run.threads.to_string()),
+    column("vcpus", 5, true, |run| run.vcpus.to_string()),
+    column("p50 us", 8, true, |run| run.overrun_us.p50.to_string()),
+    column("p90 us", 8, true, |run| run.overrun_us.p90.to_string()),
+    column("p99 us", 8, true, |run| run.overrun_us.p99.to_string()),
+    column("max us", 8, true, |run| run.overrun_us.max.to_string()),
+    column("pages/s", 8, true, |run| match run.workload {
+        Kind::Idle | Kind::Command => "-".to_owned(),
+        _ => format!("{:.0}", run.pages_per_s),
+    }),
+];
+const WORK: Column = column("work/s", 8, true, |run| {
+    run.units_per_s.map_or("-".into(), |units| format!("{units:.0}"))
+});
+const STALLED: Column = column("stalled", 7, true, |run| match run.stall.share {
+    Some(share) => format!("{:.1} %", share * 100.0),
+    None => "-".to_owned(),
+});
+const ERRORS: Column = column("data errors", 11, true, |run| run.data_errors.to_string());
+
+/// The columns that this document has something for.
+fn columns(document: &Document) -> Vec<Column> {
+    let scenario = &document.config.scenario;
+    let mut columns = Vec::from_iter((scenario.rounds > 1).then_some(ROUND));
+    columns.extend(FRONT);
+    columns.extend((scenario.compute_per_cpu > 0).then_some(WORK));
+    columns.extend([STALLED, ERRORS]);
+    columns
+}
+
+fn line(
+    out: &mut dyn Write,
+    columns: &[Column],
+    cell: impl Fn(&Column) -> String,
+) -> io::Result<()> {
+    let cells = columns.iter().map(|column| {
+        let (cell, width) = (cell(column), column.width);
+        if column.number { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
     });
-    let line = line.collect::<Vec<_>>().join("  ");
+    let line = cells.collect::<Vec<_>>().join("  ");
     writeln!(out, "{}", line.trim_end())?;
     out.flush()
 }
@@ -35,60 +81,54 @@ pub(super) fn head(out: &mut dyn Write, document: &Document) -> io::Result<()> {
     let config = &document.config;
     writeln!(
         out,
-        "By how much a heartbeat of {} ms on each vCPU wakes up late, beside threads that touch {}",
+        "By how much a heartbeat of {} ms on each vCPU wakes up late, beside {}",
         f64::from(config.heartbeat_us) / 1000.0,
-        if config.resident_limit.is_some() { "more than fits" } else { "evicted pages" },
+        match (&config.command, &config.resident_limit) {
+            (command, _) if !command.is_empty() => format!("`{command}`"),
+            (_, Some(_)) => "threads that touch more than fits".to_owned(),
+            (_, None) => "threads that touch evicted pages".to_owned(),
+        }
     )?;
-    if document.host.accel == super::document::ACCEL_NESTED {
+    if document.is_nested() {
         writeln!(out, "(an emulated machine: compare rows with each other, never with hardware)")?;
     }
     writeln!(out)?;
-    cells(out, COLUMNS.map(|(title, ..)| title))?;
-    let rules = COLUMNS.map(|(_, width, _)| "-".repeat(width));
-    cells(out, rules.each_ref().map(String::as_str))
+    let columns = columns(document);
+    line(out, &columns, |column| column.title.to_owned())?;
+    line(out, &columns, |column| "-".repeat(column.width))
 }
 
 /// Prints one run.
-pub(super) fn row(out: &mut dyn Write, run: &Run) -> io::Result<()> {
-    let pages_per_s = match run.workload {
-        Kind::Idle => "-".to_owned(),
-        _ => format!("{:.0}", run.pages_per_s),
-    };
-    let workload = match run.workload {
-        Kind::Idle => "idle",
-        Kind::User => "user",
-        Kind::Copy => "copy",
-    };
-    let texts = [
-        run.apf.to_string(),
-        workload.to_owned(),
-        run.threads.to_string(),
-        run.vcpus.to_string(),
-        run.overrun_us.p50.to_string(),
-        run.overrun_us.p90.to_string(),
-        run.overrun_us.p99.to_string(),
-        run.overrun_us.max.to_string(),
-        pages_per_s,
-        run.data_errors.to_string(),
-    ];
-    cells(out, texts.each_ref().map(String::as_str))?;
+pub(super) fn row(out: &mut dyn Write, document: &Document, run: &Run) -> io::Result<()> {
+    line(out, &columns(document), |column| (column.cell)(run))?;
     if let Some(problem) = &run.problem {
         writeln!(out, "  incomplete: {problem}")?;
     }
     Ok(())
 }
 
-/// Prints what the rows were measured with, and what went wrong, if anything did.
+/// Prints what the rows were measured with, what they come to, and what went wrong, if anything did. The
+/// document has been judged.
 pub(super) fn foot(out: &mut dyn Write, document: &Document) -> io::Result<()> {
     if !document.runs.is_empty() {
         writeln!(out)?;
         writeln!(out, "{}", conditions(document))?;
     }
-    let verdict = super::verdict::lines(document);
+    if document.config.scenario.rounds > 1 && !document.summary.is_empty() {
+        writeln!(out)?;
+        writeln!(out, "{}", summary(document))?;
+    }
+    let verdict = verdict::lines(document);
     if !verdict.is_empty() {
         writeln!(out)?;
         verdict.iter().try_for_each(|line| writeln!(out, "{line}"))?;
-        writeln!(out, "(one boot of each mode: no more than a hint where they differ by little)")?;
+    }
+    for gate in &document.gates {
+        writeln!(out, "gate {}: {}", if gate.passed { "passed" } else { "FAILED" }, gate.gate)?;
+        gate.failures.iter().try_for_each(|failure| writeln!(out, "  {failure}"))?;
+    }
+    for warning in document.warnings.iter().filter(|_| !document.runs.is_empty()) {
+        writeln!(out, "note: {warning}")?;
     }
     for failure in &document.failures {
         writeln!(
@@ -102,8 +142,70 @@ pub(super) fn foot(out: &mut dyn Write, document: &Document) -> io::Result<()> {
     out.flush()
 }
 
+/// The medians over the rounds, as a table that Markdown reads, too.
+pub(super) fn summary(document: &Document) -> Table {
+    let work = document.config.scenario.compute_per_cpu > 0;
+    let baseline = document.config.baseline;
+    let mut table = Table::new();
+    table.load_style(ASCII_MARKDOWN);
+    let mut titles = vec![
+        "vcpus".to_owned(),
+        "workload".to_owned(),
+        "threads".to_owned(),
+        "apf".to_owned(),
+        "overrun p50".to_owned(),
+        "overrun p99".to_owned(),
+        "stalled".to_owned(),
+        "pages/s".to_owned(),
+        format!("pages/s over {baseline}"),
+    ];
+    if work {
+        titles.extend(["work/s".to_owned(), format!("work over {baseline}")]);
+    }
+    table.set_header(titles);
+    for group in &document.summary {
+        for mode in &group.modes {
+            table.add_row(summary_row(group, mode, work));
+        }
+    }
+    table
+}
+
+fn summary_row(group: &Group, mode: &ModeSummary, work: bool) -> Vec<String> {
+    let touches = matches!(group.workload, Kind::User | Kind::Copy);
+    let none = || "-".to_owned();
+    let of_touches = |text: String| if touches { text } else { none() };
+    let ratios = mode.over_baseline;
+    let over = |estimate: Option<Estimate>| estimate.map_or_else(none, |e| interval(e, 2));
+    let mut row = vec![
+        group.vcpus.to_string(),
+        workload_name(group.workload).to_owned(),
+        group.threads.to_string(),
+        mode.apf.to_string(),
+        format!("{} us", interval(mode.overrun_us.p50, 0)),
+        format!("{} us", interval(mode.overrun_us.p99, 0)),
+        mode.stall_share.map_or_else(none, |share| format!("{:.1} %", share.value * 100.0)),
+        of_touches(interval(mode.pages_per_s, 0)),
+        of_touches(over(ratios.and_then(|ratios| ratios.pages_per_s))),
+    ];
+    if work {
+        row.push(mode.units_per_s.map_or_else(none, |units| interval(units, 0)));
+        row.push(over(ratios.and_then(|ratios| ratios.units_per_s)));
+    }
+    row
+}
+
+/// A median with its interval, if it has one.
+pub(super) fn interval(estimate: Estimate, digits: usize) -> String {
+    let Estimate { value, low, high } = estimate;
+    match low == high {
+        true => format!("{value:.digits$}"),
+        false => format!("{value:.digits$} ({low:.digits$} – {high:.digits$})"),
+    }
+}
+
 /// What limits the guest's memory, and where its pages go.
-fn conditions(document: &Document) -> String {
+pub(super) fn conditions(document: &Document) -> String {
     let config = &document.config;
     let Some(limit) = &config.resident_limit else {
         return format!("pages evicted before each run, to --store {}", config.store);
@@ -119,39 +221,46 @@ fn conditions(document: &Document) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::document::tests::{BOOT, result, workload};
+    use super::super::document::tests::{BOOT, host, planned, result, workload};
     use super::super::document::{ACCEL_NESTED, Failure};
+    use super::super::gate::GateResult;
+    use super::super::plan::Boot;
     use super::*;
+    use crate::kvm::cpuid::Apf;
 
     #[test]
     fn the_table_as_it_is_printed() {
         let mut out = Vec::new();
-        let args = super::super::plan::tests::parse(&[]).unwrap();
-        let mut document = Document::new(&args);
+        let (plan, mut document) = planned(&[]);
         document.host.accel = ACCEL_NESTED;
         head(&mut out, &document).unwrap();
         for kind in [Kind::Idle, Kind::User] {
-            let run = Run::new(BOOT, result(&workload(kind), 2)).unwrap();
-            row(&mut out, &run).unwrap();
+            let run = Run::new(BOOT, result(&workload(kind), 2), host()).unwrap();
+            row(&mut out, &document, &run).unwrap();
             document.runs.push(run);
         }
         let mut short = result(&workload(Kind::Copy), 2);
         short.heartbeats.pop();
-        row(&mut out, &Run::new(BOOT, short).unwrap()).unwrap();
+        let short = Run::new(BOOT, short, host()).unwrap();
+        row(&mut out, &document, &short).unwrap();
         document.failures.push(Failure::new(BOOT, "the guest kernel panicked".into()));
+        document.judge(&plan);
         foot(&mut out, &document).unwrap();
         let expected = "\
 By how much a heartbeat of 1 ms on each vCPU wakes up late, beside threads that touch evicted pages
 (an emulated machine: compare rows with each other, never with hardware)
 
-apf     workload  threads  vcpus    p50 us    p90 us    p99 us    max us   pages/s  data errors
-------  --------  -------  -----  --------  --------  --------  --------  --------  -----------
-host    idle            0      2         0      1000      1000      1000         -            0
-host    user            1      2         0      1000      1000      1000      2000            0
-host    copy            1      2         0         0         0         0      2000            0
+apf     workload  threads  vcpus    p50 us    p90 us    p99 us    max us   pages/s  stalled  data errors
+------  --------  -------  -----  --------  --------  --------  --------  --------  -------  -----------
+host    idle            0      2         0      1000      1000      1000         -        -            0
+host    user            1      2         0      1000      1000      1000      2000        -            0
+host    copy            1      2         0         0         0         0      2000        -            0
   incomplete: 1 heartbeat of 2 vCPUs
 
 pages evicted before each run, to --store delay=20ms
+note: measured in an emulated machine: compare rows with each other, never with hardware
+note: partial: runs are missing or incomplete
+note: one boot of each mode: differences are hints (--rounds 5 and more gives intervals)
   missing: host with 2 vCPUs: the guest kernel panicked
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
@@ -159,5 +268,37 @@ pages evicted before each run, to --store delay=20ms
         let expected = "--resident-limit 24M of 128M guest RAM, --store delay=20ms; the threads share \
             a buffer of 400 KiB";
         assert_eq!(conditions(&document), expected);
+    }
+
+    #[test]
+    fn several_rounds_end_in_their_medians() {
+        let (plan, mut document) = planned(&["--scenario", "overcommit", "--rounds", "2"]);
+        for round in 1..=2 {
+            for apf in [Apf::Off, Apf::User] {
+                let boot = Boot { round, apf, ..BOOT };
+                let mut run = Run::new(boot, result(&workload(Kind::User), 2), host()).unwrap();
+                run.units_per_s = Some(if apf == Apf::Off { 10.0 } else { 30.0 });
+                document.runs.push(run);
+            }
+        }
+        document.judge(&plan);
+        let gate = "user.work < 4 * off.work".parse::<super::super::gate::Gate>().unwrap();
+        let gate: GateResult = gate.judge(&document.summary);
+        document.gates.push(gate);
+        let mut out = Vec::new();
+        head(&mut out, &document).unwrap();
+        foot(&mut out, &document).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        for part in [
+            "round  apf ",
+            "work/s  stalled  data errors",
+            "| work over off |",
+            "| user | 0 us ",
+            "| 3.00 ",
+            "gate FAILED: user.work < 4 * off.work\n  2 vCPUs, user, 1 thread: 30.0/s against 40.0/s\n",
+            "note: 2 boots of each mode",
+        ] {
+            assert!(text.contains(part), "no '{part}' in\n{text}");
+        }
     }
 }

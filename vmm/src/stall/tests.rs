@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nowait_wire::agent::{PROTOCOL, Report, encode_line};
 
-use super::document::tests::{BOOT, result};
+use super::document::tests::{BOOT, host, result};
 use super::*;
 
 /// A driver whose guest is this script; `$REPORTS` in it is a file with all reports of one boot.
@@ -22,8 +22,9 @@ fn driver(dir: &Path, script: &str, options: &[&str]) -> Driver {
         mem_total_kib: 1,
     })
     .unwrap();
-    for workload in &plan.workloads {
+    for workload in &plan.workloads(2) {
         lines.extend(encode_line(&Report::Result(result(workload, 2))).unwrap());
+        lines.extend(encode_line(&Report::Host(host())).unwrap());
     }
     let (reports, program) = (dir.join("reports"), dir.join("guest"));
     fs::write(&reports, lines).unwrap();
@@ -39,8 +40,7 @@ fn driver(dir: &Path, script: &str, options: &[&str]) -> Driver {
         std::thread::sleep(Duration::from_millis(1));
     }
     Driver {
-        requests: plan.requests().unwrap(),
-        document: Document::new(&args),
+        document: Document::new(&args, &plan),
         stop: Arc::new(AtomicBool::new(false)),
         headed: false,
         args,
@@ -55,6 +55,9 @@ fn outcome(script: &str, options: &[&str]) -> (Result<(), StallError>, Document,
     let mut out = Vec::new();
     let result = driver.run(&mut out);
     driver.document.judge(&driver.plan);
+    if result.is_ok() {
+        table::foot(&mut out, &driver.document).unwrap();
+    }
     (result, driver.document, String::from_utf8(out).unwrap())
 }
 
@@ -65,13 +68,13 @@ fn a_good_guest_gives_all_rows() {
     result.unwrap();
     assert!(document.complete, "{:?}", document.failures);
     assert_eq!(document.runs.len(), 5);
-    assert_eq!(table.lines().count(), 11, "{table}");
+    assert_eq!(table.lines().count(), 12, "{table}");
     assert!(verdict(document, 5).is_ok());
 }
 
 #[test]
 fn a_guest_that_dies_keeps_the_rows_it_made() {
-    let (result, document, table) = outcome("head -n 3 $REPORTS; echo boom >&2; exit 12", &[]);
+    let (result, document, table) = outcome("head -n 5 $REPORTS; echo boom >&2; exit 12", &[]);
     result.unwrap();
     assert_eq!((document.runs.len(), document.complete), (2, false));
     assert_eq!(document.failures[0].message, "boom");
@@ -84,7 +87,7 @@ fn a_guest_that_dies_keeps_the_rows_it_made() {
 #[test]
 fn a_guest_that_hangs_is_given_up_in_time() {
     let start = Instant::now();
-    let script = "head -n 2 $REPORTS; exec sleep 1000";
+    let script = "head -n 3 $REPORTS; exec sleep 1000";
     let (result, document, _) = outcome(script, &["--timeout", "1"]);
     result.unwrap();
     assert!(start.elapsed() < Duration::from_secs(20));
@@ -101,7 +104,7 @@ fn an_operand_that_the_child_refuses_ends_it_all() {
 
 #[test]
 fn garbage_from_a_guest_costs_only_its_rows() {
-    for garbage in ["echo garbage", "cat $REPORTS $REPORTS", "head -c 200000 /dev/zero"] {
+    for garbage in ["echo garbage", "cat $REPORTS $REPORTS", "head -c 400000 /dev/zero"] {
         let (result, document, _) = outcome(&format!("{garbage}; exec sleep 1000"), &[]);
         result.unwrap();
         assert_eq!((document.failures.len(), document.complete), (1, false), "{garbage}");

@@ -23,13 +23,6 @@ pub(super) struct Ratios {
     pub(super) p99: f64,
 }
 
-/// The mode that others are compared with: `off`, or the first one that was measured.
-pub(super) fn baseline(document: &Document) -> Option<Apf> {
-    let mut modes = document.runs.iter().map(|run| run.apf);
-    let first = modes.clone().next();
-    modes.find(|apf| *apf == Apf::Off).or(first)
-}
-
 /// The modes over the baseline, in the order in which they were measured.
 pub(super) fn ratios(document: &Document, vcpus: u32, baseline: Apf) -> Vec<Ratios> {
     let mut modes = Vec::new();
@@ -48,7 +41,8 @@ fn ratios_of(document: &Document, vcpus: u32, baseline: Apf, apf: Apf) -> Option
         };
         document.runs.iter().filter(under_pressure)
     };
-    let alike = |a: &Run, b: &Run| (a.workload, a.threads) == (b.workload, b.threads);
+    let row = |run: &Run| (run.round, run.workload, run.threads);
+    let alike = |a: &Run, b: &Run| row(a) == row(b);
     let pairs: Vec<(&Run, &Run)> = rows(apf)
         .filter_map(|run| Some((run, rows(baseline).find(|other| alike(run, other))?)))
         .collect();
@@ -68,8 +62,9 @@ fn ratios_of(document: &Document, vcpus: u32, baseline: Apf, apf: Apf) -> Option
 
 /// The lines below the table; none when there is nothing to compare.
 pub(super) fn lines(document: &Document) -> Vec<String> {
-    let Some(baseline) = baseline(document) else { return Vec::new() };
+    let baseline = document.config.baseline;
     let mut processors: Vec<u32> = document.runs.iter().map(|run| run.vcpus).collect();
+    processors.sort_unstable();
     processors.dedup();
     let mut lines = Vec::new();
     for vcpus in processors {
@@ -116,17 +111,17 @@ fn best(ratios: &[Ratios], value: fn(&Ratios) -> f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::document::tests::{BOOT, result, workload};
+    use super::super::document::tests::{BOOT, host, result, workload};
     use super::super::plan::Boot;
     use super::*;
 
     fn document(modes: &[(Apf, f64, u64)]) -> Document {
-        let args = super::super::plan::tests::parse(&[]).unwrap();
-        let mut document = Document::new(&args);
+        let (_, mut document) = super::super::document::tests::planned(&[]);
+        document.config.baseline = modes.first().map_or(Apf::Off, |(apf, ..)| *apf);
         for &(apf, pages_per_s, p50) in modes {
             for kind in [Kind::Idle, Kind::User, Kind::Copy] {
                 let mut run =
-                    Run::new(Boot { apf, ..BOOT }, result(&workload(kind), 2)).unwrap();
+                    Run::new(Boot { apf, ..BOOT }, result(&workload(kind), 2), host()).unwrap();
                 run.pages_per_s = pages_per_s;
                 (run.overrun_us.p50, run.overrun_us.p99) = (p50, 10 * p50);
                 if kind == Kind::Copy {
@@ -141,11 +136,8 @@ mod tests {
 
     #[test]
     fn modes_are_compared_with_off_row_by_row() {
-        let document = document(&[
-            (Apf::Off, 100.0, 8000),
-            (Apf::Kernel, 380.0, 400),
-            (Apf::User, 400.0, 0),
-        ]);
+        let document =
+            document(&[(Apf::Off, 100.0, 8000), (Apf::Kernel, 380.0, 400), (Apf::User, 400.0, 0)]);
         assert_eq!(
             lines(&document),
             [

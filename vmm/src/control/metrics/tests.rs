@@ -38,7 +38,23 @@ fn snapshot() -> Snapshot {
         pager,
         pool,
         async_pf: Some(async_pf_stats()),
+        fetch_ages: FetchAges {
+            counts: [1, 0, 2, 0, 4],
+            unknown: 5,
+            oldest: Duration::from_secs(3),
+        },
+        stalls: Some(vec![
+            vcpu(0, 0, None),
+            vcpu(7, 1_500_000_000, Some(Duration::from_millis(250))),
+        ]),
     }
+}
+
+/// A vCPU whose stalls were all waits.
+fn vcpu(count: u64, ns: u64, current: Option<Duration>) -> VcpuSnapshot {
+    let mut totals = [Total::default(); Cause::ALL.len()];
+    totals[Cause::Waited as usize] = Total { count, ns };
+    VcpuSnapshot { totals, current }
 }
 
 fn async_pf_stats() -> AsyncPfStats {
@@ -91,6 +107,29 @@ fn values_arrive_with_their_types_and_labels() {
     assert_eq!(get("nowait_async_pf_threshold_seconds", &[]), Value::Gauge(0.000_05));
     assert!(text.contains(r#"tier="odd \"name\"\\""#), "{text}");
     assert!(!text.contains("nowait_resident_limit_bytes"), "there is none");
+}
+
+#[test]
+fn stalls_are_shown_by_vcpu_and_cause_and_ages_by_bound() {
+    let text = render(&snapshot());
+    let scrape = parse(&text);
+    let get = |name, labels: &[_]| value(&scrape, name, labels).clone();
+    let waited = [("vcpu", "1"), ("cause", "waited")];
+    assert_eq!(get("nowait_vcpu_stalls_total", &waited), Value::Counter(7.0));
+    assert_eq!(get("nowait_vcpu_stall_seconds_total", &waited), Value::Counter(1.5));
+    let told = [("vcpu", "1"), ("cause", "told")];
+    assert_eq!(get("nowait_vcpu_stalls_total", &told), Value::Counter(0.0));
+    assert_eq!(get("nowait_vcpu_stalled_seconds", &[("vcpu", "0")]), Value::Gauge(0.0));
+    assert_eq!(get("nowait_vcpu_stalled_seconds", &[("vcpu", "1")]), Value::Gauge(0.25));
+    for (below, count) in
+        [("0.001", 1.0), ("0.1", 2.0), ("1", 0.0), ("+Inf", 4.0), ("unknown", 5.0)]
+    {
+        assert_eq!(get("nowait_outstanding_by_age", &[("below", below)]), Value::Gauge(count));
+    }
+    assert_eq!(get("nowait_outstanding_oldest_seconds", &[]), Value::Gauge(3.0));
+    // Where faults do not come to the vCPUs' threads, no stall is not the same as none seen.
+    let blind = render(&Snapshot { stalls: None, ..snapshot() });
+    assert!(!blind.contains("vcpu_stall"), "{blind}");
 }
 
 #[test]

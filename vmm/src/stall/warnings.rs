@@ -1,0 +1,112 @@
+//! What to keep in mind when reading a result. Pure.
+
+use nowait_wire::agent::Kind;
+
+use super::document::Document;
+use super::summary::{Estimate, Group};
+
+/// An idle row whose 99th percentile differs by more than this factor between rounds makes the machine noisy.
+const NOISY: f64 = 3.0;
+/// Rounds from which an interval means something.
+const ENOUGH_ROUNDS: u32 = 5;
+
+/// The warnings of a result that has been summed up.
+pub(super) fn of(document: &Document) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if document.is_nested() {
+        warnings.push(
+            "measured in an emulated machine: compare rows with each other, never with hardware"
+                .to_owned(),
+        );
+    }
+    if !document.complete {
+        warnings.push("partial: runs are missing or incomplete".to_owned());
+    }
+    let rounds = document.config.scenario.rounds;
+    if rounds < ENOUGH_ROUNDS {
+        let turns = match rounds {
+            1 => "one boot of each mode".to_owned(),
+            rounds => format!("{rounds} boots of each mode"),
+        };
+        warnings
+            .push(format!("{turns}: differences are hints (--rounds 5 and more gives intervals)"));
+    }
+    if let Some(factor) = noise(&document.summary).filter(|factor| *factor > NOISY) {
+        warnings.push(format!(
+            "noisy: without any paging the heartbeat's p99 differs {factor:.1} times between rounds"
+        ));
+    }
+    let undecided = document.summary.iter().flat_map(undecided).collect::<Vec<_>>();
+    if rounds >= ENOUGH_ROUNDS && !undecided.is_empty() {
+        warnings.push(format!(
+            "too noisy to tell from the baseline (1 lies in the interval): {}",
+            undecided.join("; ")
+        ));
+    }
+    warnings
+}
+
+/// How much the idle rows' 99th percentiles differ, at most.
+fn noise(groups: &[Group]) -> Option<f64> {
+    groups
+        .iter()
+        .filter(|group| group.workload == Kind::Idle)
+        .flat_map(|group| &group.modes)
+        .map(|mode| mode.overrun_us.p99)
+        .map(|Estimate { low, high, .. }| high.max(1.0) / low.max(1.0))
+        .max_by(f64::total_cmp)
+}
+
+/// Modes whose pages per second cannot be told from the baseline's.
+fn undecided(group: &Group) -> Vec<String> {
+    let straddles = |estimate: Estimate| estimate.low < 1.0 && estimate.high > 1.0;
+    group
+        .modes
+        .iter()
+        .filter(|_| group.workload != Kind::Idle)
+        .filter(|mode| {
+            mode.over_baseline.and_then(|ratios| ratios.pages_per_s).is_some_and(straddles)
+        })
+        .map(|mode| format!("{}, {}", group.name(), mode.apf))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::document::tests::planned;
+    use super::super::summary::Ratios;
+    use super::super::summary::tests::{group, mode};
+    use super::*;
+    use crate::kvm::cpuid::Apf;
+
+    #[test]
+    fn little_noisy_partial_and_emulated_results_say_so() {
+        let (_, mut document) = planned(&[]);
+        document.host.accel = "kvm";
+        let words = |document: &Document| of(document).join("\n");
+        assert!(words(&document).contains("partial") && words(&document).contains("one boot"));
+        document.complete = true;
+        document.config.scenario.rounds = 5;
+        assert_eq!(words(&document), "");
+        document.host.accel = super::super::ACCEL_NESTED;
+        assert!(words(&document).contains("emulated"));
+        let mut idle = mode(Apf::Off, 10.0, 0.0);
+        idle.overrun_us.p99 = Estimate { value: 200.0, low: 100.0, high: 350.0 };
+        document.summary = vec![group(Kind::Idle, vec![idle])];
+        assert!(words(&document).contains("differs 3.5 times"), "{}", words(&document));
+        let mut user = mode(Apf::User, 10.0, 5.0);
+        let about_one = Estimate { value: 1.01, low: 0.9, high: 1.1 };
+        user.over_baseline = Some(Ratios {
+            overrun_p50: about_one,
+            overrun_p99: about_one,
+            pages_per_s: Some(about_one),
+            units_per_s: None,
+        });
+        document.summary = vec![group(Kind::User, vec![user])];
+        assert!(
+            words(&document).contains("2 vCPUs, user, 8 threads, user"),
+            "{}",
+            words(&document)
+        );
+    }
+}
