@@ -13,8 +13,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_guest_that_leaves_before_its_answer_is_a_failure", leaves_early),
 ];
 
-const GOOD: Workload =
-    Workload { kind: Kind::User, threads: 1, duration_ms: 100, pages: 16, ..Workload::IDLE };
+fn good() -> Workload {
+    Workload { kind: Kind::User, threads: 1, duration_ms: 100, pages: 16, ..Workload::IDLE }
+}
 
 fn errors(end: &End) -> Vec<&str> {
     end.reports
@@ -28,13 +29,16 @@ fn errors(end: &End) -> Vec<&str> {
 
 fn wrong_workloads() {
     let cases = [
-        (Workload { threads: 0, ..GOOD }, "threads"),
-        (Workload { threads: 1000, ..GOOD }, "threads"),
-        (Workload { pages: 0, ..GOOD }, "pages"),
-        (Workload { pages: u32::MAX, ..GOOD }, "pages"),
-        (Workload { duration_ms: u32::MAX, ..GOOD }, "duration_ms"),
-        (Workload { heartbeat_us: 0, ..GOOD }, "heartbeat_us"),
-        (Workload { kind: Kind::Idle, ..GOOD }, "threads of an idle run"),
+        (Workload { threads: 0, ..good() }, "threads"),
+        (Workload { threads: 1000, ..good() }, "threads"),
+        (Workload { pages: 0, ..good() }, "pages"),
+        (Workload { pages: u32::MAX, ..good() }, "pages"),
+        (Workload { duration_ms: u32::MAX, ..good() }, "duration_ms"),
+        (Workload { heartbeat_us: 0, ..good() }, "heartbeat_us"),
+        (Workload { kind: Kind::Idle, ..good() }, "threads of an idle run"),
+        (Workload { kind: Kind::Command, ..good() }, "threads beside a command"),
+        (Workload { warm_up_ms: 1, ..good() }, "warm_up_ms"),
+        (Workload { write_percent: 1, ..good() }, "write_percent"),
     ];
     let mut guest = Guest::linux();
     for (workload, _) in &cases {
@@ -53,7 +57,7 @@ fn wrong_workloads() {
 fn out_of_memory() {
     let end = Guest::linux()
         .args(["--memory", "64M"])
-        .request(Request::Run(Workload { pages: 65_536, ..GOOD }))
+        .request(Request::Run(Workload { pages: 65_536, ..good() }))
         // busybox keeps a line whole: it grows until the kernel kills it.
         .exec("tail -n 1 /dev/zero; echo killed=$?")
         .exec("echo alive")
@@ -65,7 +69,7 @@ fn out_of_memory() {
 }
 
 fn fast_heartbeat() {
-    let workload = Workload { heartbeat_us: 100, threads: 2, duration_ms: 500, ..GOOD };
+    let workload = Workload { heartbeat_us: 100, threads: 2, duration_ms: 500, ..good() };
     let end = Guest::linux()
         .args(["--cpus", "2"])
         .request(Request::Run(workload))

@@ -62,9 +62,10 @@ fn store(random: &mut Rng) -> String {
 }
 
 fn workload(random: &mut Rng) -> Request {
-    let access = pick(random, &[Access::Random, Access::Zipf]);
+    let access = pick(random, &[Access::Random, Access::Zipf, Access::Sequential, Access::Phases]);
+    let kind = pick(random, &[Kind::User, Kind::Copy]);
     Request::Run(Workload {
-        kind: pick(random, &[Kind::User, Kind::Copy]),
+        kind,
         threads: random.u32(1..=24),
         duration_ms: random.u32(500..2500),
         pages: random.u32(500..3000),
@@ -72,6 +73,8 @@ fn workload(random: &mut Rng) -> Request {
         pressure: Pressure::Limit { access, seed: random.u64(..) },
         compute: random.u32(..2),
         compressible_percent: random.u8(..=100),
+        write_percent: if kind == Kind::User { random.u8(..=100) } else { 0 },
+        ..Workload::IDLE
     })
 }
 

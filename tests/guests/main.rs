@@ -8,6 +8,7 @@ mod agent;
 mod apf;
 mod bad_input;
 mod boot;
+mod calibration;
 mod chaos;
 mod control;
 mod damaged;
@@ -30,6 +31,8 @@ mod terminal;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Completion, Trial};
 use nowait_tests::cgroup;
@@ -59,6 +62,7 @@ fn main() {
         ("apf", apf::TESTS),
         ("bad_input", bad_input::TESTS),
         ("boot", boot::TESTS),
+        ("calibration", calibration::TESTS),
         ("chaos", chaos::TESTS),
         ("control", control::TESTS),
         ("damaged", damaged::TESTS),
@@ -92,7 +96,38 @@ fn main() {
         .collect();
     let filter = args.filter.clone().unwrap_or_default();
     let trials = trials.into_iter().filter(|trial| trial.name().contains(&filter)).collect();
-    libtest_mimic::run(&args, share(trials)).exit();
+    let conclusion = libtest_mimic::run(&args, share(trials));
+    tell_times();
+    conclusion.exit();
+}
+
+/// How long each test took, in the order in which they ended.
+static TIMES: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
+/// How many of the longest are told.
+const LONGEST: usize = 12;
+
+/// Notes how long a test took when it is dropped, also by a panic.
+struct Timed {
+    name: String,
+    began: Instant,
+}
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        let name = std::mem::take(&mut self.name);
+        let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
+        times.push((self.began.elapsed(), name));
+    }
+}
+
+fn tell_times() {
+    let mut times = std::mem::take(&mut *TIMES.lock().unwrap_or_else(PoisonError::into_inner));
+    let all: Duration = times.iter().map(|(took, _)| *took).sum();
+    times.sort_unstable_by(|a, b| b.cmp(a));
+    println!("{:.0} s in all; the longest:", all.as_secs_f64());
+    for (took, name) in times.iter().take(LONGEST) {
+        println!("{:>6.1} s  {name}", took.as_secs_f64());
+    }
 }
 
 /// `NOWAIT_SHARE=k/n`: the k-th of n shares of the tests, which run side by side.
@@ -116,9 +151,11 @@ fn in_path(program: &str) -> bool {
 }
 
 fn trial(topic: &str, (name, test): Test, skip: Option<&'static str>) -> Trial {
-    Trial::ignorable_test(format!("{topic}::{name}"), move || match skip {
+    let name = format!("{topic}::{name}");
+    Trial::ignorable_test(name.clone(), move || match skip {
         Some(reason) => Ok(Completion::ignored_with(reason)),
         None => {
+            let _timed = Timed { name, began: Instant::now() };
             test();
             Ok(Completion::Completed)
         }

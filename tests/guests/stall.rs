@@ -14,14 +14,23 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_table_has_every_row_and_no_data_errors", table),
     ("a_second_run_may_not_write_the_same_file", same_file),
     ("a_signal_ends_it_with_its_guest", signal),
+    ("a_gate_that_fails_ends_it_with_3_and_its_results", gates),
+    ("a_command_of_the_guest_has_a_heartbeat_beside_it", command),
+    ("bad_scenarios_and_gates_are_refused_by_name", refused),
 ];
 
 const LIMIT: Duration = Duration::from_secs(240);
 
 fn stall(json: &std::path::Path) -> Command {
+    let mut command = stall_of(json, "400ms");
+    command.args(["--store", "delay=5ms"]);
+    command
+}
+
+fn stall_of(json: &std::path::Path, duration: &str) -> Command {
     let mut command = Command::new(nowait_bin());
     command.arg("stall").arg("--kernel").arg(vmlinux()).arg("--initrd").arg(initramfs());
-    command.args(["--duration", "400ms", "--store", "delay=5ms"]).arg("--json").arg(json);
+    command.args(["--duration", duration]).arg("--json").arg(json);
     command
 }
 
@@ -84,6 +93,125 @@ fn signal() {
     assert!(guests() > 0, "a guest runs");
     stop(child);
     assert_eq!(guests(), 0, "no guest is left");
+}
+
+/// A file in a directory, with this content.
+fn file(files: &TempDir, name: &str, content: &str) -> String {
+    let path = files.path().join(name);
+    fs::write(&path, content).expect("it can be written");
+    path.display().to_string()
+}
+
+/// A short scenario with some lines more.
+fn scenario(more: &str) -> String {
+    format!("name = \"short\"\nduration = \"300ms\"\nthreads = [1]\nvia = [\"user\"]\n{more}")
+}
+
+fn gates() {
+    let files = TempDir::new().expect("a temporary directory");
+    let at = |name: &str| files.path().join(name).display().to_string();
+    let given = file(
+        &files,
+        "s.toml",
+        &scenario(
+            "modes = [\"off\", \"user\"]\nrounds = 2\nresident_limit = \"40M\"\nbuffer = \"48M\"\n\
+         store = \"delay=2ms+memory\"\ncompute_per_cpu = 1\nwrite_percent = 20\nwarm_up = \"100ms\"\n\
+         access = \"zipf\"\n",
+        ),
+    );
+    let reports =
+        ["--json", "--markdown", "--junit", "--hlog"].map(|option| (option, at(&option[2..])));
+    let run = |more: &[&str]| {
+        let mut command = Command::new(nowait_bin());
+        command.args(["stall", "--scenario", &given, "--kernel"]).arg(vmlinux());
+        command.arg("--initrd").arg(initramfs()).args(more);
+        process::run(&mut command, LIMIT)
+    };
+    let outputs: Vec<&str> = reports.iter().flat_map(|(option, path)| [*option, path]).collect();
+    let fails = ["--fail-if", "off.overrun.max > 1us", "--fail-if", "user.work < 1"];
+    let end = run(&[&outputs[..], &fails].concat());
+    end.expect_code(3);
+    for text in
+        ["gate FAILED: off.overrun.max > 1us", "gate passed: user.work < 1", "work over off"]
+    {
+        assert!(end.stdout.contains(text), "'{text}' is not in\n{}", end.stdout);
+    }
+    assert!(end.stderr.contains("1 of 2 gates failed"), "{}", end.stderr);
+    let read = |index: usize| fs::read_to_string(&reports[index].1).expect("it is written");
+    let json: serde_json::Value = serde_json::from_str(&read(0)).expect("JSON");
+    assert_eq!(
+        (&json["complete"], &json["runs"].as_array().expect("runs").len()),
+        (&true.into(), &8)
+    );
+    assert_eq!(json["gates"][0]["passed"], false);
+    let shares = json["runs"].as_array().expect("runs").iter().map(|run| &run["stall"]["share"]);
+    assert!(
+        shares.clone().all(|share| share.as_f64().is_some_and(|share| share < 1.0)),
+        "{shares:?}"
+    );
+    assert!(read(1).contains("**failed**") && read(2).contains("off.overrun.max"));
+    assert!(read(3).contains("Tag=user-user-1t-1cpu-r2"), "{}", read(3));
+
+    // The same again is no worse by 100 times; and another scenario is no baseline.
+    let baseline = ["--baseline", &reports[0].1, "--tolerance", "1000%", "--rounds", "1"];
+    run(&baseline).expect_code(0);
+    let other = [&baseline[..], &["--seed", "2"]].concat();
+    run(&other).expect_refusal(4, &["--baseline", "differing: seed"]);
+}
+
+fn command() {
+    for (words, duration, code, said) in [
+        (
+            "dd if=/dev/zero of=/run/x bs=64k count=64 2> /dev/null && echo done",
+            "10s",
+            0,
+            "command",
+        ),
+        ("echo so; exit 7", "10s", 18, "the command ended with status 7: so"),
+        ("kill -9 $$", "10s", 18, "the command ended with status 137"),
+        ("sleep 1000", "500ms", 18, "did not end"),
+        ("echo garbage > /dev/ttyS1; sleep 1", "10s", 18, "the agent channel carried a line"),
+    ] {
+        let files = TempDir::new().expect("a temporary directory");
+        let json = files.path().join("stall.json");
+        let mut command = stall_of(&json, duration);
+        command.args(["--cpus", "1", "--apf", "off", "--", words]);
+        let end = process::run(&mut command, LIMIT);
+        end.expect_code(code);
+        let all = format!("{}{}", end.stdout, end.stderr);
+        assert!(all.contains(said), "{words}: '{said}' is not in\n{all}");
+        let json = fs::read(&json).expect("what there is, is written");
+        let json: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
+        assert_eq!(json["complete"], code == 0, "{words}");
+        assert_eq!(json["runs"][0]["workload"], "idle", "{words}");
+        if code == 0 {
+            assert_eq!(json["runs"][1]["command"]["output"], "done\n");
+            assert!(json["runs"][1]["overrun_us"]["count"].as_u64() > Some(0));
+        }
+    }
+}
+
+fn refused() {
+    let files = TempDir::new().expect("a temporary directory");
+    let json = files.path().join("stall.json");
+    let run = |words: &[&str]| process::run(stall(&json).args(words), LIMIT);
+    for (text, words) in [
+        ("colour = 1", ["line 5", "colour"]),
+        ("cpus = [1", ["line", "s.toml"]),
+        ("modes = [\"fast\"]", ["line 5: modes", "`fast`"]),
+        ("cpus = [64]", ["line 5: cpus", "64"]),
+        ("resident_limit = \"4G\"", ["line 5: resident_limit", "4 GiB"]),
+    ] {
+        let given = file(&files, "s.toml", &scenario(text));
+        run(&["--scenario", &given]).expect_refusal(4, &words);
+    }
+    run(&["--scenario", "nothing.toml"]).expect_refusal(4, &["nothing.toml", "overcommit"]);
+    run(&["--fail-if", "off.work < 1"]).expect_refusal(4, &["off.work < 1", "compute_per_cpu"]);
+    run(&["--fail-if", "off.overrun.p99 >"]).expect_refusal(2, &["--fail-if"]);
+    let old = file(&files, "old.json", "{\"schema\":\"nowait.stall/0\"}");
+    let baseline = ["--baseline", &old, "--tolerance", "10%"];
+    run(&baseline).expect_refusal(4, &["old.json", "nowait.stall/0"]);
+    assert!(!json.exists(), "nothing was measured");
 }
 
 /// Sends SIGTERM and expects the documented end.

@@ -8,7 +8,9 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use nowait_wire::agent::{Kind, Report, Request, RunResult, Workload, decode_line, encode_line};
+use nowait_wire::agent::{
+    HostStalls, Kind, Report, Request, RunResult, Workload, decode_line, encode_line,
+};
 use tempfile::TempDir;
 
 use crate::cgroup::Cgroup;
@@ -199,6 +201,18 @@ impl End {
             .filter_map(|report| match report {
                 Report::Result(result) => Some(result),
                 Report::Error { message } => panic!("the agent reports: {message}"),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// What the host saw of each workload.
+    #[must_use]
+    pub fn host_stalls(&self) -> Vec<&HostStalls> {
+        self.reports
+            .iter()
+            .filter_map(|report| match report {
+                Report::Host(seen) => Some(seen),
                 _ => None,
             })
             .collect()

@@ -17,7 +17,7 @@ pub mod figures;
 pub mod guest;
 pub mod process;
 pub mod running;
-pub mod stats;
+pub use vmm::stats;
 
 use std::env;
 use std::path::PathBuf;

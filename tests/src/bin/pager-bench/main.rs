@@ -10,6 +10,7 @@ mod eviction;
 mod faulting;
 mod machine;
 mod memory;
+mod overhead;
 mod probe;
 mod rates;
 mod servers;
@@ -90,6 +91,7 @@ fn run(args: &Args) -> Result<()> {
         compressed::probes(),
         depth::probes(&args.directory),
         eviction::probes(trace.transpose()?),
+        overhead::probes(),
     ]
     .into_iter()
     .flatten()
@@ -114,6 +116,7 @@ fn run(args: &Args) -> Result<()> {
             compressed::figures(&samples),
             depth::figures(&samples),
             eviction::figures(&samples),
+            overhead::figures(&samples),
             others.concat(),
         ]
         .concat(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use nowait_tests::stats::{Estimate, median, median_ratio};
+use nowait_tests::stats::{Estimate, median, median_estimate, median_ratio};
 
 /// One measurement.
 pub(crate) struct Probe {
@@ -53,6 +53,11 @@ impl Samples {
     /// The ratio of two probes' medians.
     pub(crate) fn ratio(&self, of: &str, over: &str) -> Option<Estimate> {
         Some(median_ratio(self.values.get(of)?, self.values.get(over)?))
+    }
+
+    /// The median of one probe.
+    pub(crate) fn estimate(&self, name: &str) -> Option<Estimate> {
+        self.values.get(name).map(|values| median_estimate(values))
     }
 
     /// All medians, for the reader.

@@ -1,0 +1,141 @@
+//! The instrument against known truth: stalls that are as long as they were made.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::Deserializer;
+use nowait_tests::guest::Guest;
+use nowait_tests::running::Running;
+use nowait_wire::agent::{Cause, HostStalls, Kind, Report, Request, RunResult, Workload};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("a_stall_is_as_long_as_the_store_takes", delays),
+    ("a_pause_of_the_vcpus_shows_in_the_overrun_beat_by_beat", pause),
+    ("a_guest_without_paging_has_no_stall", no_paging),
+];
+
+/// Each page is one stall of one thread.
+const PAGES: u32 = 40;
+/// How far a median may be off, in percent of the delay, beside what a miss takes without any.
+const TOLERANCE_PERCENT: f64 = 2.0;
+/// How long the vCPUs are paused.
+const PAUSE: Duration = Duration::from_millis(50);
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn histogram(text: &str) -> Histogram<u64> {
+    let bytes = STANDARD.decode(text).expect("base64");
+    Deserializer::new().deserialize(&mut bytes.as_slice()).expect("a histogram")
+}
+
+/// The stalls of this cause.
+fn stalls(seen: &HostStalls, cause: Cause) -> Option<Histogram<u64>> {
+    let of_cause = seen.causes.iter().find(|stalls| stalls.cause == cause);
+    of_cause.map(|stalls| histogram(&stalls.us_hdr))
+}
+
+/// The median of the stalls for I/O, and of the accesses as the guest saw them, in microseconds.
+fn medians(delay: Duration) -> (f64, f64) {
+    let store = format!("delay={}ms", delay.as_millis());
+    let workload = Workload {
+        kind: Kind::User,
+        threads: 1,
+        duration_ms: 30_000,
+        pages: PAGES,
+        ..Workload::IDLE
+    };
+    let end = Guest::linux()
+        .args(["--apf", "off", "--no-prefetch", "--store", &store])
+        .request(Request::Run(workload))
+        .run();
+    end.expect_code(0);
+    let results = end.results();
+    assert_eq!((results[0].data_errors, results[0].pages_touched), (0, u64::from(PAGES)));
+    let seen = end.host_stalls();
+    assert!(seen[0].visible && seen[0].marked, "{seen:?}");
+    let waited = stalls(seen[0], Cause::Waited).expect("stalls for I/O");
+    // Beside them the guest may meet a page or two of its own.
+    assert!((u64::from(PAGES)..u64::from(PAGES) + 8).contains(&waited.len()), "{}", waited.len());
+    let accesses = histogram(&results[0].access_us_hdr);
+    assert_eq!(accesses.len(), u64::from(PAGES));
+    (waited.value_at_quantile(0.5) as f64, accesses.value_at_quantile(0.5) as f64)
+}
+
+fn delays() {
+    let (least, access) = medians(Duration::ZERO);
+    println!("0 ms: stall {least} us, access {access} us");
+    for ms in [5, 20, 100] {
+        let delay = Duration::from_millis(ms);
+        let (stall, access) = medians(delay);
+        let delay_us = delay.as_micros() as f64;
+        println!("{ms} ms: stall {stall} us, access {access} us");
+        let tolerance = delay_us * TOLERANCE_PERCENT / 100.0;
+        let range = delay_us - tolerance..=delay_us + tolerance + least;
+        assert!(range.contains(&stall), "{stall} us is not in {range:?}");
+        // The guest cannot get its page sooner than the host has it.
+        assert!(access >= delay_us - tolerance, "{access}");
+    }
+}
+
+/// What the agent found of its heartbeat, and what the host saw.
+fn of(reports: &[Report]) -> (&RunResult, &HostStalls) {
+    let result = reports.iter().find_map(|report| match report {
+        Report::Result(result) => Some(result),
+        _ => None,
+    });
+    let seen = reports.iter().find_map(|report| match report {
+        Report::Host(seen) => Some(seen),
+        _ => None,
+    });
+    result.zip(seen).expect("a result and what the host saw of it")
+}
+
+fn pause() {
+    let workload = Workload { duration_ms: 6000, ..Workload::IDLE };
+    let run = Running::start(&["--apf", "off"], &[Request::Run(workload)]);
+    // The agent is up, and its run has begun.
+    run.wait_until("nowait_uptime_seconds", |uptime| uptime > Some(3.5));
+    run.tell("POST /pause", "");
+    run.wait_until("nowait_vcpus_paused", |vcpus| vcpus == Some(1.0));
+    let paused = Instant::now();
+    thread::sleep(PAUSE);
+    let least = paused.elapsed();
+    run.tell("POST /resume", "");
+    let (end, reports) = run.finish(LIMIT);
+    end.expect_code(0);
+    let (result, seen) = of(&reports);
+    let overruns = histogram(&result.heartbeats[0].overrun_us_hdr);
+    let longest = Duration::from_micros(overruns.max());
+    println!("paused for {least:?} at least: the latest heartbeat {longest:?}");
+    // The first deadline of the pause may be a period after its start.
+    assert!(longest + Duration::from_millis(2) >= least, "{longest:?}");
+    // Each heartbeat that was lost in it counts, with its own overrun.
+    let period_us = u64::from(result.workload.heartbeat_us);
+    let lost = overruns.count_between(5 * period_us, overruns.max());
+    let due = least.as_micros() as u64 / period_us - 6;
+    assert!(lost >= due, "{lost} of {due} late heartbeats");
+    assert_eq!(overruns.len(), result.heartbeats[0].deadlines);
+    assert!(overruns.len().abs_diff(result.elapsed_us / period_us) <= 1);
+    // It shows where it was, and was no stall for a page.
+    let slices = &result.heartbeats[0].slices_us;
+    assert_eq!(
+        slices.iter().filter(|slice| **slice as u128 * 10 > least.as_micros() * 9).count(),
+        1
+    );
+    assert_eq!(stalls(seen, Cause::Waited).map(|stalls| stalls.len()), None);
+}
+
+fn no_paging() {
+    let workload = Workload { duration_ms: 1000, ..Workload::IDLE };
+    let end =
+        Guest::linux().args(["--apf", "off", "--populate"]).request(Request::Run(workload)).run();
+    end.expect_code(0);
+    let seen = end.host_stalls();
+    assert!(seen[0].visible && seen[0].marked);
+    assert_eq!(seen[0].causes, []);
+    assert!(seen[0].vcpus.iter().all(|vcpu| vcpu.total_us == 0), "{seen:?}");
+}
