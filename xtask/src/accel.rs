@@ -19,7 +19,7 @@ pub(crate) enum Accel {
 }
 
 /// `--host` and `--nested`.
-#[derive(Args, Debug, Clone, Copy)]
+#[derive(Args, Debug, Clone, Copy, Default)]
 #[group(multiple = false)]
 pub(crate) struct Force {
     /// Run guests on this host's KVM

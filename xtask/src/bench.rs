@@ -29,6 +29,8 @@ pub(crate) enum Bench {
     /// Faults per second beside a bare userfaultfd loop, slow pages, stores, the eviction policy; on the
     /// host, without a guest; and what a hit costs in a guest
     Pager(PagerOptions),
+    /// What measuring stalls costs, and tracing faults: the fault rate with and without, on the host
+    Overhead(OverheadOptions),
 }
 
 /// The command line of every benchmark.
@@ -69,6 +71,26 @@ impl ApfOptions {
             )?;
         }
         Ok(code)
+    }
+}
+
+/// The command line of measuring's own costs.
+#[derive(Args)]
+pub(crate) struct OverheadOptions {
+    /// Write the numbers as JSON too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Further options for the measuring program, after `--`
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+impl OverheadOptions {
+    fn run(self) -> Result<u8> {
+        let mut rest: Vec<String> = ["--only", "overhead"].map(str::to_owned).into();
+        rest.extend(self.rest);
+        let force = Force::default();
+        PagerOptions { force, no_guests: true, json: self.json, rest }.run()
     }
 }
 
@@ -124,6 +146,7 @@ impl Bench {
             Bench::Boot(options) => options.run("boot", None),
             Bench::Apf(options) => options.run(),
             Bench::Pager(options) => options.run(),
+            Bench::Overhead(options) => options.run(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask demo`: from nothing to the table of stalls.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
@@ -9,47 +9,100 @@ use clap::Args;
 use crate::accel::{self, Accel, Force};
 use crate::{binaries, child, images, nested, paths, setup};
 
-/// The demo's guest, and how much of it may be in memory: enough for a boot without paging, so that the
-/// idle rows are idle, and not enough for the agent's buffer of 60M. With 24M the guest still fetched what
-/// its boot had left to the store in its idle row, whose p50 was 44 ms.
-const MEMORY: &str = "160M";
-const RESIDENT_LIMIT: &str = "40M";
-/// Where the rest goes: what compresses stays in memory, all else into a file that is as slow as a disk.
-const STORE: &str = "lz4=8M+delay=20ms+file=/tmp";
+/// What is measured if nothing else is asked for: a preset of `nowait stall`.
+const SCENARIO: &str = "quick";
+/// The page that is always made, in the target directory.
+const PAGE: &str = "demo.html";
 
 /// The command line of `demo`.
 #[derive(Args)]
 pub(crate) struct Options {
     #[command(flatten)]
     force: Force,
-    /// Write the table as JSON too
+    /// What to measure: a TOML file, or quick, overcommit, snapshot-like, mixed, worst
+    #[arg(long, value_name = "PRESET|FILE", default_value = SCENARIO)]
+    scenario: String,
+    /// Numbers of guest CPUs, each 1 to 32
+    #[arg(long, value_name = "N,…", value_delimiter = ',',
+        value_parser = clap::value_parser!(u32).range(1..=32))]
+    cpus: Option<Vec<u32>>,
+    /// Async page fault modes to compare
+    #[arg(long, value_name = "APF,…", value_delimiter = ',',
+        value_parser = ["off", "host", "kernel", "user"])]
+    apf: Option<Vec<String>>,
+    /// The guest's memory
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<String>,
+    /// How much of the guest's memory is in memory, compressed pages included
+    #[arg(long, value_name = "SIZE")]
+    resident_limit: Option<String>,
+    /// Where the rest of it goes
+    #[arg(long, value_name = "STORE")]
+    store: Option<String>,
+    /// How often each mode has its turn
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=99))]
+    rounds: Option<u32>,
+    /// Write all results as JSON too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Numbers of guest CPUs, each 1 to 32
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,2",
-        value_parser = clap::value_parser!(u32).range(1..=32))]
-    cpus: Vec<u32>,
-    /// Async page fault modes to compare
-    #[arg(long, value_name = "APF,…", value_delimiter = ',', default_value = "off,host,kernel,user",
-        value_parser = ["off", "host", "kernel", "user"])]
-    apf: Vec<String>,
-    /// The guest's memory
-    #[arg(long, value_name = "SIZE", default_value = MEMORY)]
-    memory: String,
-    /// How much of the guest's memory is in memory, compressed pages included
-    #[arg(long, value_name = "SIZE", default_value = RESIDENT_LIMIT)]
-    resident_limit: String,
-    /// Where the rest of it goes
-    #[arg(long, value_name = "STORE", default_value = STORE)]
-    store: String,
+    /// Write the page with plots to FILE [default: demo.html in the target directory]
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write the summary as Markdown too
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Write runs and gates as JUnit XML too
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+    /// Write all overruns as an HdrHistogram interval log too
+    #[arg(long, value_name = "FILE")]
+    hlog: Option<PathBuf>,
+    /// Fail (exit code 3) if this holds, for example 'user.overrun.p99 > 2ms'
+    #[arg(long, value_name = "EXPRESSION")]
+    fail_if: Vec<String>,
+    /// Fail (exit code 3) if something is worse than in this result of an earlier `--json`
+    #[arg(long, value_name = "FILE", requires = "tolerance")]
+    baseline: Option<PathBuf>,
+    /// By how much it may be worse
+    #[arg(long, value_name = "N%", requires = "baseline")]
+    tolerance: Option<String>,
     /// Further options for `nowait stall`, after `--`
     #[arg(last = true)]
     stall: Vec<String>,
 }
 
+/// A file that `nowait stall` writes: the option, its name in the nested machine, and where it goes.
+type Output<'a> = (&'static str, &'static str, &'a Path);
+
 impl Options {
-    /// The `nowait stall` command line, for images in `images`.
-    fn stall(&self, nowait: &str, images: &str, json: Option<&str>) -> Vec<String> {
+    fn outputs<'a>(&'a self, page: &'a Path) -> Vec<Output<'a>> {
+        let page = Some(self.html.as_deref().unwrap_or(page));
+        [
+            ("--json", "stall.json", self.json.as_deref()),
+            ("--html", "stall.html", page),
+            ("--markdown", "stall.md", self.markdown.as_deref()),
+            ("--junit", "stall.xml", self.junit.as_deref()),
+            ("--hlog", "stall.hlog", self.hlog.as_deref()),
+        ]
+        .into_iter()
+        .filter_map(|(option, name, file)| Some((option, name, file?)))
+        .collect()
+    }
+
+    /// The scenario's file, if it is one.
+    fn scenario_file(&self) -> Option<&Path> {
+        let path = Path::new(&self.scenario);
+        path.is_file().then_some(path)
+    }
+
+    /// The `nowait stall` command line, for images in `images`; `outputs` are options and files.
+    fn stall(
+        &self,
+        nowait: &str,
+        images: &str,
+        named: &Named,
+        outputs: &[(&str, String)],
+    ) -> Vec<String> {
         let mut words = vec![
             nowait.to_owned(),
             "stall".to_owned(),
@@ -57,24 +110,36 @@ impl Options {
             format!("{images}/vmlinux"),
             "--initrd".to_owned(),
             format!("{images}/initramfs.cpio"),
+            "--scenario".to_owned(),
+            named.scenario.clone(),
         ];
-        let cpus: Vec<String> = self.cpus.iter().map(u32::to_string).collect();
-        for (name, values) in [("--cpus", &cpus), ("--apf", &self.apf)] {
-            words.extend([name.to_owned(), values.join(",")]);
-        }
+        let cpus = self.cpus.as_ref();
+        let cpus = cpus.map(|cpus| cpus.iter().map(u32::to_string).collect::<Vec<_>>().join(","));
         for (name, value) in [
-            ("--memory", &self.memory),
-            ("--resident-limit", &self.resident_limit),
-            ("--store", &self.store),
+            ("--cpus", cpus),
+            ("--apf", self.apf.as_ref().map(|apf| apf.join(","))),
+            ("--memory", self.memory.clone()),
+            ("--resident-limit", self.resident_limit.clone()),
+            ("--store", self.store.clone()),
+            ("--rounds", self.rounds.map(|rounds| rounds.to_string())),
+            ("--baseline", named.baseline.clone()),
+            ("--tolerance", self.tolerance.clone()),
         ] {
-            words.extend([name.to_owned(), value.clone()]);
+            words.extend(value.into_iter().flat_map(|value| [name.to_owned(), value]));
+        }
+        words.extend(self.fail_if.iter().flat_map(|gate| ["--fail-if".to_owned(), gate.clone()]));
+        for (option, file) in outputs {
+            words.extend([(*option).to_owned(), file.clone()]);
         }
         words.extend(self.stall.iter().cloned());
-        if let Some(file) = json {
-            words.extend(["--json".to_owned(), file.to_owned()]);
-        }
         words
     }
+}
+
+/// Inputs as `nowait stall` finds them.
+struct Named {
+    scenario: String,
+    baseline: Option<String>,
 }
 
 /// The command behind a guest that is not measured. In its first seconds the emulator translates the
@@ -88,36 +153,69 @@ fn warmed_up(command: Vec<String>) -> Vec<String> {
 
 /// Runs it; the exit code of `nowait stall`.
 pub(crate) fn demo(options: &Options) -> Result<u8> {
-    if let Some(file) = &options.json {
+    let page = paths::target().join(PAGE);
+    let outputs = options.outputs(&page);
+    for (_, _, file) in outputs.iter().filter(|(_, _, file)| *file != page) {
         paths::check_writable(file)?;
     }
     setup::setup()?;
     let nowait = binaries::nowait()?;
     let images = images::images()?;
-    match accel::choose(options.force, &nowait)? {
+    let show = |path: &Path| path.to_string_lossy().into_owned();
+    let code = match accel::choose(options.force, &nowait)? {
         Accel::Host => {
-            let json = options.json.as_ref().map(|file| file.to_string_lossy().into_owned());
-            let words = options.stall(
-                &nowait.to_string_lossy(),
-                &images.dir.to_string_lossy(),
-                json.as_deref(),
-            );
-            child::foreground(Command::new(&words[0]).args(&words[1..]))
+            let files: Vec<_> = outputs.iter().map(|(o, _, file)| (*o, show(file))).collect();
+            let named = Named {
+                scenario: options.scenario.clone(),
+                baseline: options.baseline.as_deref().map(show),
+            };
+            let words = options.stall(&show(&nowait), &show(&images.dir), &named, &files);
+            child::foreground(Command::new(&words[0]).args(&words[1..]))?
         }
         Accel::Nested => {
-            let json = options.json.is_some().then_some("/results/stall.json");
-            let words = options.stall("/bin/nowait", "/images", json);
+            let files: Vec<_> =
+                outputs.iter().map(|(o, name, _)| (*o, format!("/results/{name}"))).collect();
+            let inside = |name: &str| format!("/given/{name}");
+            let named = Named {
+                scenario: match options.scenario_file() {
+                    Some(_) => inside("scenario.toml"),
+                    None => options.scenario.clone(),
+                },
+                baseline: options.baseline.as_ref().map(|_| inside("baseline.json")),
+            };
+            let words = options.stall("/bin/nowait", "/images", &named, &files);
             let mut run = nested::Run::new("demo", warmed_up(words));
             run.hold.add(&nowait, "bin/nowait");
             run.hold.images(&images);
-            let code = run.go()?;
-            if let Some(file) = &options.json {
-                run.bring("stall.json", file)?;
+            if let Some(file) = options.scenario_file() {
+                run.hold.add(file, "given/scenario.toml");
             }
-            Ok(code)
+            if let Some(file) = &options.baseline {
+                run.hold.add(file, "given/baseline.json");
+            }
+            let code = run.go()?;
+            // What was measured is there also when it is partial, or a gate failed.
+            let partial = [GATE, MEASUREMENT].contains(&code);
+            for (_, name, file) in &outputs {
+                match run.bring(name, file) {
+                    Err(_) if code != 0 && !partial => {}
+                    brought => brought?,
+                }
+            }
+            code
         }
+    };
+    if let Some((_, _, file)) = outputs.iter().find(|(option, ..)| *option == "--html")
+        && file.is_file()
+    {
+        eprintln!("xtask: the page with its plots: {}", file.display());
     }
+    Ok(code)
 }
+
+/// Exit codes of `nowait stall` with results: a gate failed; runs are incomplete.
+const GATE: u8 = 3;
+const MEASUREMENT: u8 = 18;
 
 #[cfg(test)]
 mod tests {
@@ -145,13 +243,35 @@ mod tests {
 
     #[test]
     fn options_reach_the_measuring_command() {
-        let options =
-            parse(&["--apf", "kernel", "--cpus", "1,4", "--", "--duration", "1s"]).unwrap();
-        let words = options.stall("nowait", "/images", Some("out.json")).join(" ");
+        let options = parse(&[
+            "--apf",
+            "kernel",
+            "--cpus",
+            "1,4",
+            "--fail-if",
+            "kernel.pages < 1",
+            "--rounds",
+            "2",
+            "--junit",
+            "j.xml",
+            "--",
+            "--duration",
+            "1s",
+        ])
+        .unwrap();
+        let page = Path::new("page.html");
+        let outputs = options.outputs(page);
+        assert_eq!(
+            outputs,
+            [("--html", "stall.html", page), ("--junit", "stall.xml", Path::new("j.xml"))]
+        );
+        let named = Named { scenario: "quick".into(), baseline: None };
+        let files = [("--json", "out.json".to_owned())];
+        let words = options.stall("nowait", "/images", &named, &files).join(" ");
         assert!(
             words.ends_with(
-                "--cpus 1,4 --apf kernel --memory 160M --resident-limit 40M --store lz4=8M+delay=20ms+file=/tmp \
-                 --duration 1s --json out.json"
+                "--scenario quick --cpus 1,4 --apf kernel --rounds 2 --fail-if kernel.pages < 1 \
+                 --json out.json --duration 1s"
             ),
             "{words}"
         );

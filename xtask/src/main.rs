@@ -5,6 +5,7 @@ mod apt;
 mod apt_cache;
 mod bench;
 mod binaries;
+mod browser;
 mod cache;
 mod child;
 mod demo;
@@ -39,10 +40,10 @@ struct Cli {
 #[derive(Subcommand)]
 enum Task {
     /// Set everything up, boot guests under paging pressure, print how their vCPUs stall
-    Demo(demo::Options),
-    /// Format, lints, licences, unit tests, guest tests; the last line sums them up
+    Demo(Box<demo::Options>),
+    /// Format, lints, licences, unit tests, page and live view, guest tests; the last line sums them up
     Test(test::Options),
-    /// Install what the other commands need (apt packages, cargo-deny)
+    /// Install what the other commands need (apt packages, cargo-deny, Chromium)
     Setup,
     /// Build the guest kernel and the initramfs, fetch the distribution's kernel
     Images(ImagesOptions),
@@ -122,7 +123,12 @@ fn run(task: Task) -> Result<u8> {
         Task::Setup => {
             setup::setup()?;
             tools::cargo_deny()?;
-            progress::line("setup", "everything is there");
+            match browser::browser()? {
+                browser::Browser::Program(_) => {
+                    progress::line("setup", "everything is there");
+                }
+                browser::Browser::Missing(why) => progress::line("setup", &why),
+            }
             Ok(0)
         }
         Task::Images(options) => {

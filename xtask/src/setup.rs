@@ -9,9 +9,9 @@ use crate::exit::{self, Exit};
 use crate::{apt, paths, progress};
 
 /// One thing that is needed.
-struct Need {
+pub(crate) struct Need {
     /// The Debian and Ubuntu package that has it.
-    package: &'static str,
+    pub(crate) package: &'static str,
     /// Elsewhere: a program or a file (with `/`) that shows it is there.
     shown_by: &'static str,
     /// What it is needed for.
@@ -22,7 +22,7 @@ const fn need(package: &'static str, shown_by: &'static str, why: &'static str) 
     Need { package, shown_by, why }
 }
 
-const NEEDS: [Need; 16] = [
+const NEEDS: [Need; 17] = [
     need("binutils", "objcopy", "the test kernel"),
     need("gcc", "gcc", "guest kernel"),
     need("g++", "g++", "fuzzing (libFuzzer)"),
@@ -39,9 +39,12 @@ const NEEDS: [Need; 16] = [
     need("qemu-system-x86", "qemu-system-x86_64", "the nested machine"),
     need("qemu-utils", "qemu-nbd", "tests of the nbd store"),
     need("nbdkit", "nbdkit", "tests of the nbd store"),
+    need("tmux", "tmux", "tests of nowait top in a terminal"),
 ];
 /// Needed on Ubuntu only, whose kernel modules are compressed with it.
 const UBUNTU: Need = need("zstd", "zstd", "unpacking Ubuntu's kernel modules");
+/// Large, so only where it is needed.
+pub(crate) const BROWSER: Need = need("chromium", "chromium", "tests of the page");
 
 /// Finds what is missing and installs it, or says what to install.
 pub(crate) fn setup() -> Result<()> {
@@ -72,7 +75,7 @@ pub(crate) fn setup() -> Result<()> {
 const ROUNDS: u32 = 2;
 
 fn install(missing: &[String], names: &[&str]) -> Result<()> {
-    for need in NEEDS.iter().chain([&UBUNTU]) {
+    for need in NEEDS.iter().chain([&UBUNTU, &BROWSER]) {
         if missing.iter().any(|name| name == need.package) {
             progress::line("setup", &format!("missing: {} ({})", need.package, need.why));
         }
@@ -92,6 +95,12 @@ fn install(missing: &[String], names: &[&str]) -> Result<()> {
         apt::install(missing, names)?;
     }
     Ok(())
+}
+
+/// Installs the browser's package.
+pub(crate) fn browser() -> Result<()> {
+    let missing = apt::missing(&[BROWSER.package])?;
+    if missing.is_empty() { Ok(()) } else { install(&missing, &[BROWSER.package]) }
 }
 
 /// No apt: every missing program by name, with its use.

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every check there is, summed up on the last line.
 
+mod browser;
 mod guests;
 mod libtest;
 
@@ -110,7 +111,7 @@ pub(crate) fn test(options: &Options) -> Result<u8> {
             "--workspace",
             "--all-targets",
             "--features",
-            "nowait-tests/bench",
+            "nowait-tests/bench,vmm/bed",
             "--locked",
             "--quiet",
         ];
@@ -124,7 +125,9 @@ pub(crate) fn test(options: &Options) -> Result<u8> {
     })?;
     summary.check("tidy", |_| tidy::check())?;
     summary.tests("unit tests", unit_tests)?;
+    summary.tests("terminal", terminal)?;
     summary.tests("loom", loom)?;
+    summary.tests("browser", browser::run)?;
     summary.tests("fuzz", fuzz::test)?;
     summary.tests("guest tests", || guests::run(options.force, Selection::new(None)))?;
     Ok(summary.finish())
@@ -157,10 +160,10 @@ pub(crate) fn soak(options: &SoakOptions) -> Result<u8> {
     Ok(summary.finish())
 }
 
-/// What of the workspace's tests needs no guest: everything, with the documentation's examples, but the
-/// guest tests themselves.
+/// What of the workspace's tests needs no guest and no browser: everything, with the documentation's examples,
+/// but these tests themselves.
 const UNIT_TESTS: [&[&str]; 2] = [
-    &["--workspace", "--exclude", "nowait-tests"],
+    &["--workspace", "--exclude", "nowait-tests", "--exclude", "nowait-browser-tests"],
     &["-p", "nowait-tests", "--features", "bench", "--lib", "--bins"],
 ];
 
@@ -172,6 +175,13 @@ fn unit_tests() -> Result<Counts> {
         cargo
     });
     cargo_tests("unit tests", runs.into())
+}
+
+/// `nowait top` in tmux, over a control socket without a guest.
+fn terminal() -> Result<Counts> {
+    let mut cargo = binaries::cargo();
+    cargo.args(["test", "-p", "vmm", "--features", "bed", "--test", "terminal"]);
+    cargo_tests("terminal", vec![cargo])
 }
 
 /// loom's models: every interleaving of a few threads. In a target directory of their own, since
