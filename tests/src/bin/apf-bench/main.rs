@@ -25,7 +25,12 @@ struct Args {
     #[arg(long, default_value_t = 2100, value_parser = clap::value_parser!(u32).range(100..=60_000))]
     duration_ms: u32,
     /// Only these parts
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "notify,mixed,preemption,overcommit")]
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "notify,mixed,preemption,overcommit"
+    )]
     part: Vec<Part>,
     /// Latencies of the store for the part "overcommit", in milliseconds
     #[arg(long, value_delimiter = ',', default_value = "1,5,20")]
