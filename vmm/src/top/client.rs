@@ -211,6 +211,12 @@ impl Client {
                 }
                 Ok(count) => bytes.extend_from_slice(&chunk[..count]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Somebody who answers without reading resets the connection behind the answer.
+                Err(error)
+                    if !bytes.is_empty() && error.kind() == io::ErrorKind::ConnectionReset =>
+                {
+                    break;
+                }
                 Err(error) => return Err(self.lost(error)),
             }
         }
