@@ -130,7 +130,7 @@ fn swapped() {
 /// Idle pages are swapped out, too, and stored pages are read from where the host put them.
 fn limited_and_swapped() {
     let _swap = Swap::on();
-    for apf in ["off", "kernel"] {
+    for apf in ["off", "kernel", "user"] {
         let args = ["--apf", apf, "--resident-limit", "28M", "--store", "lz4=4M+memory"];
         let (end, _) = guest_with_reclaim(Kind::Copy, &args);
         assert!(end.number("/pager/remapped_pages") >= 100);

@@ -31,6 +31,8 @@ pub(crate) struct Core {
     pub(super) file: Arc<File>,
     pub(super) mapping: GuestMapping,
     pub(super) alias: GuestMemoryMmap,
+    /// The host had swap at the start: a page in the RAM file may need I/O to be mapped.
+    pub(super) host_swaps: bool,
     pub(super) userfault: Userfault,
     pub(super) table: PageTable,
     pub(super) waiters: Waiters,

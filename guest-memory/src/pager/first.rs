@@ -18,7 +18,7 @@ use crate::pass::NoWait;
 use crate::policy::Entry;
 use crate::ram::Step;
 use crate::stores::Slot;
-use crate::sys::Outcome;
+use crate::sys::{Outcome, view};
 use crate::waiters::PageEnd;
 use crate::word::{OnFault, OnSettled, PageState, PageWord, Taken};
 
@@ -84,6 +84,14 @@ impl Core {
 
     /// A fault on an idle page is the one access hint that there is.
     fn touched(self: &Arc<Self>, page: PageIndex) -> First {
+        if self.host_swaps && !view::is_in_memory(&self.alias, &self.layout, page) {
+            // The host has to read it back before it can be mapped.
+            if let Some(mut policy) = self.policy() {
+                policy.touched(page);
+            }
+            self.counters.retries.add(1);
+            return self.retry(page, Job::Remap(page));
+        }
         self.counters.hits_idle.add(1);
         self.map_owned_and(page, || {
             if let Some(mut policy) = self.policy() {

@@ -17,7 +17,7 @@ use crate::ram::GuestRam;
 use crate::room::Room;
 use crate::stats::Counters;
 use crate::stores::{self, Store};
-use crate::sys::{Outcome, Userfault, memfd};
+use crate::sys::{Outcome, Userfault, memfd, view};
 use crate::table::PageTable;
 use crate::waiters::Waiters;
 use crate::word::{PageWord, Taken};
@@ -90,6 +90,7 @@ impl GuestRam {
             file: self.file,
             mapping: self.mapping,
             alias: self.alias,
+            host_swaps: view::host_swaps(),
             userfault,
             store,
             room,
