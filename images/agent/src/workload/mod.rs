@@ -48,6 +48,8 @@ const STACK_BYTES: usize = 64 * 1024;
 /// From the opening of the gate to the start, in nanoseconds: enough for all threads to be asleep
 /// at their first deadline when it comes.
 const LEAD_NS: u64 = 10_000_000;
+/// How long before the start the VMM is told of it, in nanoseconds: no touch is before the mark.
+const MARK_LEAD_NS: u64 = 1_000_000;
 
 /// Why a run could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -274,8 +276,9 @@ fn measure(
             end_ns.store(start_ns + duration_ns, Ordering::Release);
         }
         gate.open(Some(start_ns));
-        sys::sleep_until(start_ns);
+        sys::sleep_until(start_ns - MARK_LEAD_NS);
         marks.iter().for_each(|port| port.mark(workload.duration_ms));
+        sys::sleep_until(start_ns);
         let mut command = None;
         if workload.kind == Kind::Command {
             let limit = Duration::from_millis(workload.duration_ms.into());
