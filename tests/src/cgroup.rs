@@ -1,5 +1,6 @@
-//! A memory cgroup for one nowait (cgroup v2).
+//! A memory cgroup for one VMM (cgroup v2).
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -40,6 +41,15 @@ impl Cgroup {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The words before a command that has it run in here. The host never kills it for want of memory.
+    #[must_use]
+    pub fn starter(&self) -> Vec<OsString> {
+        const START: &str =
+            "echo 0 > \"$0\" && echo -1000 > /proc/self/oom_score_adj && exec \"$@\"";
+        let procs = self.dir.join("cgroup.procs");
+        vec!["sh".into(), "-c".into(), START.into(), procs.into()]
     }
 
     /// Writes one of its files.

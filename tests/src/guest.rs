@@ -54,10 +54,7 @@ impl Guest {
     /// Have nowait run in this cgroup. The host never kills it for want of memory.
     #[must_use]
     pub fn within(mut self, cgroup: &Cgroup) -> Self {
-        const START: &str =
-            "echo 0 > \"$0\" && echo -1000 > /proc/self/oom_score_adj && exec \"$@\"";
-        let procs = cgroup.dir().join("cgroup.procs");
-        self.starter = vec!["sh".into(), "-c".into(), START.into(), procs.into()];
+        self.starter = cgroup.starter();
         self
     }
 

@@ -16,6 +16,7 @@ pub mod control;
 pub mod figures;
 pub mod guest;
 pub mod process;
+pub mod row;
 pub mod running;
 pub use vmm::stats;
 

@@ -26,6 +26,8 @@ pub(crate) enum Bench {
     Boot(Options),
     /// Async page faults in all four modes side by side: the heartbeat, work, and what telling costs
     Apf(ApfOptions),
+    /// Stalls and work beside QEMU under a memory cgroup with swap, with and without KVM's async page faults
+    Peers(Options),
     /// Faults per second beside a bare userfaultfd loop, slow pages, stores, the eviction policy; on the
     /// host, without a guest; and what a hit costs in a guest
     Pager(PagerOptions),
@@ -145,6 +147,7 @@ impl Bench {
         match self {
             Bench::Boot(options) => options.run("boot", None),
             Bench::Apf(options) => options.run(),
+            Bench::Peers(options) => options.run("peers", None),
             Bench::Pager(options) => options.run(),
             Bench::Overhead(options) => options.run(),
         }
@@ -185,6 +188,9 @@ impl Options {
                 run.hold.add(&nowait, "bin/nowait");
                 run.hold.images(&images);
                 run.hold.qemu()?;
+                if bench == "peers" {
+                    run.hold.nbd()?;
+                }
                 run.memory_mib = MEMORY_MIB;
                 run.timeout = TIMEOUT;
                 let code = run.go()?;

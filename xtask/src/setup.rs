@@ -22,7 +22,7 @@ const fn need(package: &'static str, shown_by: &'static str, why: &'static str) 
     Need { package, shown_by, why }
 }
 
-const NEEDS: [Need; 17] = [
+const NEEDS: [Need; 18] = [
     need("binutils", "objcopy", "the test kernel"),
     need("gcc", "gcc", "guest kernel"),
     need("g++", "g++", "fuzzing (libFuzzer)"),
@@ -40,6 +40,7 @@ const NEEDS: [Need; 17] = [
     need("qemu-utils", "qemu-nbd", "tests of the nbd store"),
     need("nbdkit", "nbdkit", "tests of the nbd store"),
     need("tmux", "tmux", "tests of nowait top in a terminal"),
+    need("nbd-client", "nbd-client", "QEMU's swap in bench peers"),
 ];
 /// Needed on Ubuntu only, whose kernel modules are compressed with it.
 const UBUNTU: Need = need("zstd", "zstd", "unpacking Ubuntu's kernel modules");

@@ -76,10 +76,37 @@ impl Hold {
             bail!("no {program}: run `cargo xtask setup`");
         };
         self.add(&file, format!("usr/bin/{program}"));
-        for library in libraries(&child::output(Command::new("ldd").arg(&file))?) {
-            self.add(Path::new(library), library.trim_start_matches('/'));
-        }
+        self.libraries(&file)?;
         Ok(file)
+    }
+
+    /// Adds the libraries that this file is linked with, where the host has them.
+    fn libraries(&mut self, file: &Path) -> Result<()> {
+        for library in libraries(&child::output(Command::new("ldd").arg(file))?) {
+            let to = library.trim_start_matches('/');
+            if !self.files.iter().any(|add| add.to == to) {
+                self.add(Path::new(library), to);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds nbdkit with the plugin `memory` and the filter `delay`, and the kernel's client.
+    pub(crate) fn nbd(&mut self) -> Result<()> {
+        let nbdkit = self.program("nbdkit")?;
+        let config = child::output(Command::new(nbdkit).arg("--dump-config"))?;
+        for (key, name) in
+            [("plugindir=", "nbdkit-memory-plugin.so"), ("filterdir=", "nbdkit-delay-filter.so")]
+        {
+            let dir = config.lines().find_map(|line| line.strip_prefix(key));
+            let file = Path::new(dir.with_context(|| format!("nbdkit does not say its {key}"))?)
+                .join(name);
+            let to = file.to_string_lossy().trim_start_matches('/').to_owned();
+            self.add(&file, to);
+            self.libraries(&file)?;
+        }
+        self.program("nbd-client")?;
+        Ok(())
     }
 
     /// Adds QEMU, the libraries it is linked with, and its firmware.

@@ -3,12 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
-use hdrhistogram::serialization::Deserializer;
 use nowait_tests::guest::{End, Guest};
-use nowait_wire::agent::{Request, RunResult, Workload};
+pub(crate) use nowait_tests::row::Row;
+use nowait_wire::agent::{Request, Workload};
 
 /// The modes, in the order of the tables.
 pub(crate) const MODES: [&str; 4] = ["off", "host", "kernel", "user"];
@@ -21,22 +19,6 @@ const QUANTILES: [f64; 12] =
 const LIMIT: Duration = Duration::from_secs(400);
 /// How many guests of one mode may be lost before the benchmark gives up.
 const LOST_MAX: u32 = 2;
-
-/// What one run gave.
-#[derive(Clone, Debug)]
-pub(crate) struct Row {
-    /// Percentiles of the wake-up overrun of all vCPUs, in microseconds; at least 1.
-    pub(crate) p50_us: f64,
-    pub(crate) p99_us: f64,
-    /// All of them.
-    pub(crate) overruns: Histogram<u64>,
-    /// Heartbeats.
-    pub(crate) beats: u64,
-    /// Pages touched and verified a second.
-    pub(crate) pages_per_s: f64,
-    /// Units of the computing threads a second.
-    pub(crate) units_per_s: f64,
-}
 
 /// A boot: its rows in the order of the workloads, and its summary.
 pub(crate) struct Boot {
@@ -64,7 +46,7 @@ pub(crate) fn boot_of(
     end.expect_code(0);
     let results = end.results();
     ensure!(results.len() == workloads.len(), "{} of {} runs", results.len(), workloads.len());
-    let rows = results.into_iter().map(row).collect::<Result<_>>();
+    let rows = results.into_iter().map(Row::of).collect::<Result<_>>();
     let rows = rows.with_context(|| format!("--apf {mode} {args:?}"))?;
     Ok(Boot { rows, end })
 }
@@ -75,26 +57,6 @@ pub(crate) fn boot_of(
 struct Lost {
     mode: String,
     stuck: String,
-}
-
-fn row(result: &RunResult) -> Result<Row> {
-    ensure!(result.data_errors == 0, "data errors: {result:?}");
-    let mut overruns = Histogram::<u64>::new(3)?;
-    for heartbeat in &result.heartbeats {
-        let bytes = STANDARD.decode(&heartbeat.overrun_us_hdr)?;
-        let histogram: Histogram<u64> = Deserializer::new().deserialize(&mut bytes.as_slice())?;
-        overruns.add(histogram)?;
-    }
-    let seconds = result.elapsed_us as f64 / 1e6;
-    let percentile = |q| overruns.value_at_quantile(q).max(1) as f64;
-    Ok(Row {
-        p50_us: percentile(0.50),
-        p99_us: percentile(0.99),
-        beats: overruns.len(),
-        pages_per_s: result.pages_touched as f64 / seconds,
-        units_per_s: result.compute_units as f64 / seconds,
-        overruns: overruns.clone(),
-    })
 }
 
 /// Interleaved rounds of all modes.
