@@ -133,7 +133,8 @@ fn limited_and_swapped() {
     for apf in ["off", "kernel", "user"] {
         let args = ["--apf", apf, "--resident-limit", "28M", "--store", "lz4=4M+memory"];
         let (end, _) = guest_with_reclaim(Kind::Copy, &args);
-        assert!(end.number("/pager/remapped_pages") >= 100);
+        // With markers only pages that were idle when the host took them are counted.
+        assert!(end.number("/pager/remapped_pages") >= 20);
         assert!(end.number("/pager/evicted_pages") >= 1000);
         assert!(end.number("/pager/fetched_pages") + end.number("/pager/hits_stored") > 0);
     }
