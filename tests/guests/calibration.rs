@@ -23,8 +23,8 @@ pub(crate) const TESTS: &[Test] = &[
 const PAGES: u32 = 40;
 /// How far a median may be off, in percent of the delay, beside what a miss takes without any.
 const TOLERANCE_PERCENT: f64 = 2.0;
-/// The shortest delay that makes a worker sleep.
-const SHORT: Duration = Duration::from_millis(1);
+/// How long an emulated machine may take to wake up, in microseconds.
+const SLOW_US: f64 = 1000.0;
 /// How long the vCPUs are paused.
 const PAUSE: Duration = Duration::from_millis(50);
 const LIMIT: Duration = Duration::from_secs(120);
@@ -40,15 +40,18 @@ fn stalls(seen: &HostStalls, cause: Cause) -> Option<Histogram<u64>> {
     of_cause.map(|stalls| histogram(&stalls.us_hdr))
 }
 
-/// Medians of one guest, in microseconds.
-struct Medians {
-    /// Stalls for I/O.
+/// What one guest gave, in microseconds.
+#[derive(Debug)]
+struct Found {
+    /// The median of the stalls for I/O.
     stall: f64,
-    /// Accesses, as the guest saw them.
+    /// What the pager's workers found the store to take, on average.
+    store_mean: f64,
+    /// The median of the accesses, as the guest saw them.
     access: f64,
 }
 
-fn medians(delay: Duration) -> Medians {
+fn found(delay: Duration) -> Found {
     let store = format!("delay={}ms", delay.as_millis());
     let workload = Workload {
         kind: Kind::User,
@@ -72,30 +75,31 @@ fn medians(delay: Duration) -> Medians {
     let accesses = histogram(&results[0].access_us_hdr);
     assert_eq!(accesses.len(), u64::from(PAGES));
     let median = |histogram: &Histogram<u64>| histogram.value_at_quantile(0.5) as f64;
-    Medians { stall: median(&waited), access: median(&accesses) }
+    let fetched = end.number("/pager/fetched_pages") as f64;
+    let found = Found {
+        stall: median(&waited),
+        store_mean: end.number("/pager/fetch_latency/sum_us") as f64 / fetched,
+        access: median(&accesses),
+    };
+    println!("{delay:?}: {found:.0?}");
+    found
 }
 
 fn delays() {
-    let none = medians(Duration::ZERO);
-    println!("0 ms: stall {} us, access {} us", none.stall, none.access);
-    // Where all is emulated, to sleep and to wake up costs as much as a miss: there a miss with the shortest
-    // sleep is what the others are compared with.
-    let least = if is_emulated() {
-        let short = medians(SHORT).stall;
-        println!("1 ms: stall {short} us");
-        none.stall.max(short - SHORT.as_micros() as f64)
-    } else {
-        none.stall
-    };
+    let none = found(Duration::ZERO);
     for ms in [5, 20, 100] {
         let delay_us = Duration::from_millis(ms).as_micros() as f64;
-        let Medians { stall, access } = medians(Duration::from_millis(ms));
-        println!("{ms} ms: stall {stall} us, access {access} us");
-        let tolerance = delay_us * TOLERANCE_PERCENT / 100.0;
-        let range = delay_us - tolerance..=delay_us + tolerance + least;
+        let Found { stall, store_mean, access } = found(Duration::from_millis(ms));
+        assert!(store_mean >= delay_us);
+        let part = TOLERANCE_PERCENT / 100.0;
+        let range = if is_emulated() {
+            // A sleep takes up to a millisecond longer than asked for there, and what wakes up from it is slow:
+            // the truth lies between what the workers found the store to take and what the guest saw.
+            store_mean * (1.0 - part)..=access.min(store_mean * (1.0 + part) + none.stall + SLOW_US)
+        } else {
+            delay_us * (1.0 - part)..=delay_us * (1.0 + part) + none.stall
+        };
         assert!(range.contains(&stall), "{stall} us is not in {range:?}");
-        // The guest cannot get its page sooner than the host has it.
-        assert!(access >= delay_us - tolerance, "{access}");
     }
 }
 
@@ -144,10 +148,10 @@ fn pause() {
     assert!(overruns.len().abs_diff(result.elapsed_us / period_us) <= 1);
     // It shows where it was, and was no stall for a page.
     let slices = &result.heartbeats[0].slices_us;
-    assert_eq!(
-        slices.iter().filter(|slice| **slice as u128 * 10 > least.as_micros() * 9).count(),
-        1
-    );
+    let is_late = |slice: &u64| u128::from(*slice) * 10 > least.as_micros() * 9;
+    // A pause that was longer than asked for may reach over more than one.
+    let late = slices.iter().filter(|slice| is_late(slice)).count();
+    assert!((1..=3).contains(&late), "{slices:?}");
     assert_eq!(stalls(seen, Cause::Waited).map(|stalls| stalls.len()), None);
 }
 
