@@ -65,6 +65,8 @@ pub struct Total {
 #[derive(Debug)]
 struct Measured {
     start: Instant,
+    /// The end has been marked: what comes now does not count.
+    closed: bool,
     slice: Duration,
     totals: [Total; Cause::ALL.len()],
     /// In microseconds; made with the first stall of the cause.
@@ -115,6 +117,11 @@ impl Stalls {
         if duration_ms == 0 {
             if let (Some((start, _)), None) = (&window.started, &window.ended) {
                 window.ended = Some((now.duration_since(*start), tiers));
+                for vcpu in &self.vcpus {
+                    if let Some(measured) = &mut lock(&vcpu.record).window {
+                        measured.closed = true;
+                    }
+                }
             }
             return;
         }
@@ -231,7 +238,7 @@ impl Stall {
         let now = Instant::now();
         let mut record = lock(&self.stalls.vcpus[self.vcpu].record);
         record.totals[index(cause)].add(now - began);
-        if let Some(measured) = &mut record.window {
+        if let Some(measured) = record.window.as_mut().filter(|measured| !measured.closed) {
             measured.record(cause, began, now);
         }
         drop(record);
@@ -252,6 +259,7 @@ impl Measured {
     fn new(start: Instant, slice: Duration) -> Self {
         Self {
             start,
+            closed: false,
             slice: slice.max(Duration::from_micros(1)),
             totals: Default::default(),
             histograms: Default::default(),
@@ -394,6 +402,9 @@ mod tests {
         second.end_halt();
         stats.fetched_pages = 7;
         stalls.mark(0, &stats);
+        // After the end.
+        second.begin();
+        second.end(Some((Cause::Waited, 7)));
         let took = stalls.take();
         assert!(took.visible && took.marked && took.elapsed_us >= 30_000);
         assert_eq!(took.tiers.fetched, 2);
@@ -412,6 +423,7 @@ mod tests {
         assert!(sum.abs_diff(took.vcpus[0].total_us) <= 3, "{sum}");
         assert_eq!(stalls.totals(0)[index(Cause::Zero)].count, 1);
         assert_eq!(stalls.totals(0)[index(Cause::Waited)].count, 1);
+        assert_eq!(stalls.totals(1)[index(Cause::Waited)].count, 1);
         // Nothing twice.
         assert_eq!(stalls.take().causes, []);
     }
