@@ -110,8 +110,8 @@ impl Stalls {
         Stall { stalls: Arc::clone(self), vcpu: vcpu as usize, gfn: 0, began: None, halted: None }
     }
 
-    /// The guest says that a run begins which is to last so long, or with 0 that it is over.
-    pub fn mark(&self, duration_ms: u32, stats: &PagerStats) {
+    /// The guest says that a run begins after `lead` which is to last so long, or with 0 that it is over.
+    pub fn mark(&self, duration_ms: u32, lead: Duration, stats: &PagerStats) {
         let (now, tiers) = (Instant::now(), tiers(stats));
         let mut window = lock(&self.window);
         if duration_ms == 0 {
@@ -125,10 +125,11 @@ impl Stalls {
             }
             return;
         }
-        *window = Window { started: Some((now, tiers)), ended: None };
+        let start = now + lead;
+        *window = Window { started: Some((start, tiers)), ended: None };
         let slice = Duration::from_millis(duration_ms.into()) / SLICES as u32;
         for vcpu in &self.vcpus {
-            lock(&vcpu.record).window = Some(Box::new(Measured::new(now, slice)));
+            lock(&vcpu.record).window = Some(Box::new(Measured::new(start, slice)));
         }
     }
 
@@ -267,8 +268,11 @@ impl Measured {
         }
     }
 
-    /// One that began before the window counts from the window's start.
+    /// One that began before the window counts from the window's start, and one that was over by then not at all.
     fn record(&mut self, cause: Cause, began: Instant, ended: Instant) {
+        if ended < self.start {
+            return;
+        }
         let began = began.max(self.start);
         let took = ended.saturating_duration_since(began);
         self.totals[index(cause)].add(took);
@@ -381,11 +385,18 @@ mod tests {
     fn stalls_of_a_window_have_their_cause_length_and_place() {
         let stalls = Arc::new(Stalls::new(2, true, None));
         let (mut first, mut second) = (stalls.of(0), stalls.of(1));
-        // Before the window: in the totals only.
+        // Before the mark, and between the mark and the start: in the totals only.
         first.begin();
         first.end(Some((Cause::Zero, 7)));
         let mut stats = PagerStats { fetched_pages: 5, ..PagerStats::default() };
-        stalls.mark(1000, &stats);
+        let lead = Duration::from_millis(200);
+        let marked = Instant::now();
+        stalls.mark(1000, lead, &stats);
+        first.begin();
+        first.end(Some((Cause::Zero, 7)));
+        while marked.elapsed() < lead + Duration::from_millis(1) {
+            std::thread::sleep(Duration::from_micros(100));
+        }
         first.begin();
         assert!(stalls.current(0).is_some() && stalls.current(1).is_none());
         std::thread::sleep(Duration::from_millis(25));
@@ -401,7 +412,7 @@ mod tests {
         second.end_halt();
         second.end_halt();
         stats.fetched_pages = 7;
-        stalls.mark(0, &stats);
+        stalls.mark(0, Duration::ZERO, &stats);
         // After the end.
         second.begin();
         second.end(Some((Cause::Waited, 7)));
@@ -421,7 +432,7 @@ mod tests {
         // Each slice is rounded.
         let sum: u64 = took.vcpus[0].slices_us.iter().sum();
         assert!(sum.abs_diff(took.vcpus[0].total_us) <= 3, "{sum}");
-        assert_eq!(stalls.totals(0)[index(Cause::Zero)].count, 1);
+        assert_eq!(stalls.totals(0)[index(Cause::Zero)].count, 2);
         assert_eq!(stalls.totals(0)[index(Cause::Waited)].count, 1);
         assert_eq!(stalls.totals(1)[index(Cause::Waited)].count, 1);
         // Nothing twice.
@@ -434,7 +445,7 @@ mod tests {
         let mut stall = stalls.of(0);
         stall.begin();
         std::thread::sleep(Duration::from_millis(20));
-        stalls.mark(1, &PagerStats::default());
+        stalls.mark(1, Duration::ZERO, &PagerStats::default());
         std::thread::sleep(Duration::from_millis(5));
         stall.end(Some((Cause::Waited, 7)));
         let took = stalls.take();
@@ -450,7 +461,7 @@ mod tests {
         let stalls = Arc::new(Stalls::new(1, false, None));
         let stats = PagerStats::default();
         for duration in [0, u32::MAX, 1, 0, 0, 7] {
-            stalls.mark(duration, &stats);
+            stalls.mark(duration, Duration::ZERO, &stats);
         }
         assert!(!stalls.take().marked);
         assert_eq!(Cause::ALL.map(index), [0, 1, 2, 3, 4, 5, 6]);

@@ -15,12 +15,16 @@
 //! ```
 
 use alloc::vec::Vec;
+use core::time::Duration;
 
 /// The I/O port of the paging request, 32 bits wide.
 pub const PORT: u16 = 0x6e70;
 /// The I/O port of marks, 32 bits wide: a guest writes how many milliseconds a run is to last at its start,
-/// and 0 at its end. What the VMM tells of a run is from between the two.
+/// [`MARK_LEAD`] before its start, and 0 at its end. What the VMM tells of a run is from between the two.
 pub const MARK_PORT: u16 = 0x6e74;
+/// How long before the start of a run its mark comes, at least: before the guest lets its threads go, so that none of
+/// them can touch anything earlier.
+pub const MARK_LEAD: Duration = Duration::from_millis(9);
 /// The size of a request: one page, in bytes.
 pub const PAGE_BYTES: usize = 4096;
 /// The first eight bytes of every request.

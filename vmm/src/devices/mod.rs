@@ -7,7 +7,7 @@ pub mod serial;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use guest_memory::{Gfn, Pager, PagerError, Sleeper};
-use nowait_wire::paging;
+use nowait_wire::paging::{self, MARK_LEAD};
 
 use crate::exit::ExitReason;
 use crate::spec::EvictTo;
@@ -69,7 +69,8 @@ impl Bus {
         }
         if port == ports::MARK {
             if let Ok(duration_ms) = <[u8; 4]>::try_from(data) {
-                self.stalls.mark(u32::from_le_bytes(duration_ms), &self.pager.stats());
+                let duration_ms = u32::from_le_bytes(duration_ms);
+                self.stalls.mark(duration_ms, MARK_LEAD, &self.pager.stats());
             }
             return PortVerdict::Continue;
         }

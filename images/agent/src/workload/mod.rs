@@ -22,6 +22,7 @@ use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::Duration;
 
 use nowait_wire::agent::{Kind, Pressure, RunResult, TOUCHES_FILE, Workload};
+use nowait_wire::paging::MARK_LEAD;
 
 use crate::exec;
 use crate::sys::{self, MarkPort};
@@ -45,11 +46,9 @@ const HEARTBEAT_US: std::ops::RangeInclusive<u32> = 100..=1_000_000;
 const RESERVE_KIB: u64 = 16 * 1024;
 /// The stack of each thread of a run, in bytes; all of it is locked in memory.
 const STACK_BYTES: usize = 64 * 1024;
-/// From the opening of the gate to the start, in nanoseconds: enough for all threads to be asleep
-/// at their first deadline when it comes.
-const LEAD_NS: u64 = 10_000_000;
-/// How long before the start the VMM is told of it, in nanoseconds: no touch is before the mark.
-const MARK_LEAD_NS: u64 = 1_000_000;
+/// From the mark and the opening of the gate to the start, in nanoseconds: enough for all threads to be asleep
+/// at their first deadline when it comes. A millisecond of it is for the mark to arrive.
+const LEAD_NS: u64 = MARK_LEAD.as_nanos() as u64 + 1_000_000;
 
 /// Why a run could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -275,9 +274,8 @@ fn measure(
         if workload.kind == Kind::Idle {
             end_ns.store(start_ns + duration_ns, Ordering::Release);
         }
-        gate.open(Some(start_ns));
-        sys::sleep_until(start_ns - MARK_LEAD_NS);
         marks.iter().for_each(|port| port.mark(workload.duration_ms));
+        gate.open(Some(start_ns));
         sys::sleep_until(start_ns);
         let mut command = None;
         if workload.kind == Kind::Command {

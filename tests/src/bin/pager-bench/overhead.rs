@@ -40,7 +40,7 @@ fn sample(traced: bool, round: u32) -> Result<f64> {
     let machine = Machine::zero(PAGES)?;
     let tracer = traced.then(|| Arc::new(Tracer::new(MAX_STEPS)));
     let stalls = Arc::new(Stalls::new(1, true, tracer));
-    stalls.mark(WINDOW_MS, &machine.pager.stats());
+    stalls.mark(WINDOW_MS, Duration::ZERO, &machine.pager.stats());
     let gfns: Vec<Gfn> = (0..u64::from(PAGES)).map(Gfn).collect();
     let memory = machine.memory()?;
     // Made, and warm.
