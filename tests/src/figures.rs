@@ -120,22 +120,7 @@ impl Report {
     /// A table for the terminal.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut table = comfy_table::Table::new();
-        table.load_style(comfy_table::presets::ASCII_BORDERS_ONLY_CONDENSED);
-        table.set_header(["figure", "value", "95 % interval", "bar", "verdict"]);
-        for figure in &self.figures {
-            let interval = figure
-                .interval
-                .map_or_else(String::new, |[low, high]| format!("{low:.3} – {high:.3}"));
-            table.add_row([
-                figure.name.clone(),
-                format!("{:.3} {}", figure.value, figure.unit),
-                interval,
-                figure.bar_text(),
-                figure.verdict.clone().into_owned(),
-            ]);
-        }
-        let mut text = format!("{table}\n");
+        let mut text = table(&self.figures);
         for (name, value, unit) in &self.details {
             let digits = if value.abs() < 10.0 { 3 } else { 1 };
             text.push_str(&format!("  {name}: {value:.digits$} {unit}\n"));
@@ -152,4 +137,24 @@ impl Report {
         bytes.push(b'\n');
         std::fs::write(path, bytes)
     }
+}
+
+/// The figures alone.
+#[must_use]
+pub fn table(figures: &[Figure]) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::ASCII_BORDERS_ONLY_CONDENSED);
+    table.set_header(["figure", "value", "95 % interval", "bar", "verdict"]);
+    for figure in figures {
+        let interval =
+            figure.interval.map_or_else(String::new, |[low, high]| format!("{low:.3} – {high:.3}"));
+        table.add_row([
+            figure.name.clone(),
+            format!("{:.3} {}", figure.value, figure.unit),
+            interval,
+            figure.bar_text(),
+            figure.verdict.clone().into_owned(),
+        ]);
+    }
+    format!("{table}\n")
 }

@@ -104,6 +104,9 @@ pub struct Run {
     pub overrun_us: Summary,
     /// Pages touched in a second.
     pub pages_per_s: f64,
+    /// The same by vCPU, as the kernel's demand_paging_test (tools/testing/selftests/kvm) has its rates.
+    #[serde(default)]
+    pub pages_per_s_per_vcpu: f64,
     /// Units of work in a second of the computing tasks, if there were some.
     pub units_per_s: Option<f64>,
     /// From an access to its completion, of all touches.
@@ -291,6 +294,7 @@ impl Run {
             vcpus: boot.vcpus,
             overrun_us: Summary::new(&merged),
             pages_per_s: per_second(result.pages_touched),
+            pages_per_s_per_vcpu: per_second(result.pages_touched) / f64::from(boot.vcpus.max(1)),
             units_per_s: (workload.compute > 0).then(|| per_second(result.compute_units)),
             access_us: accesses.as_ref().filter(|all| !all.is_empty()).map(Summary::new),
             stall,
@@ -472,6 +476,8 @@ pub(super) mod tests {
             }
             let rate = run["pages_per_s"].as_f64().unwrap();
             assert_eq!(rate, if name == "idle" { 0.0 } else { 2000.0 });
+            let by_vcpu = run["pages_per_s_per_vcpu"].as_f64().unwrap();
+            assert_eq!(by_vcpu, rate / 2.0);
         }
     }
 

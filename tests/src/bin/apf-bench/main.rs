@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use nowait_tests::figures::{Report, SCHEMA};
+use nowait_tests::figures::{Report, SCHEMA, table};
 
 /// Async page faults: off, host, kernel and user side by side
 #[derive(Debug, Parser)]
@@ -82,16 +82,19 @@ fn run(args: &Args) -> Result<()> {
         series: Vec::new(),
     };
     for part in &args.part {
+        let known = report.figures.len();
         match part {
             Part::Notify => notify::run(args, &mut report)?,
             Part::Mixed => notify::mixed(args, &mut report)?,
             Part::Preemption => preemption::run(args, &mut report)?,
             Part::Overcommit => overcommit::run(args, &mut report)?,
         }
+        // It takes an hour in all: each part is there as soon as it is known.
+        eprint!("{}", table(&report.figures[known..]));
+        if let Some(path) = &args.json {
+            report.write(path).with_context(|| format!("writing {}", path.display()))?;
+        }
     }
     print!("{}", report.table());
-    if let Some(path) = &args.json {
-        report.write(path).with_context(|| format!("writing {}", path.display()))?;
-    }
     Ok(())
 }
