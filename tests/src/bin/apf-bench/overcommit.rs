@@ -9,6 +9,7 @@ use super::Args;
 use super::run::{MODES, Rounds, Row};
 
 const THREADS: u32 = 8;
+const WARM_UP_MS: u32 = 400;
 /// 56 MiB, which with 8 MiB of the guest's own are four times the limit.
 const PAGES: u32 = 14_336;
 const GUEST: [&str; 5] = ["--memory", "96M", "--resident-limit", "16M", "--no-prefetch"];
@@ -37,6 +38,7 @@ fn workload(duration_ms: u32, cpus: u32, compressible_percent: u8) -> Workload {
         duration_ms,
         pages: PAGES,
         pressure: Pressure::Limit { access: Access::Random, seed: 1 },
+        warm_up_ms: WARM_UP_MS,
         compute: cpus,
         compressible_percent,
         ..Workload::IDLE
