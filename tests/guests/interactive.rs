@@ -1,8 +1,11 @@
 //! A person at the console of a guest.
 
 use std::process::Command;
+use std::time::Duration;
 
+use nowait_tests::running::Running;
 use nowait_tests::{initramfs, nowait_bin, vmlinux};
+use nowait_wire::agent::{Kind, Request, Workload};
 
 use crate::Test;
 use crate::terminal::Terminal;
@@ -12,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("ctrl_c_reaches_the_guest", ctrl_c),
     ("ctrl_a_x_ends_the_run", ctrl_a_x),
     ("input_from_a_file_is_typed_in", input_file),
+    ("the_live_view_shows_a_guest_and_pauses_it", live_view),
 ];
 
 /// What the agent's shell prompts with.
@@ -73,4 +77,33 @@ fn input_file() {
         nowait_tests::process::finish(child, nowait_tests::guest::GUEST_LIMIT).expect("it ends");
     end.expect_code(0);
     assert!(end.stdout.contains("typed=5"), "{}", end.stdout);
+}
+
+fn live_view() {
+    let workload = Workload {
+        kind: Kind::User,
+        threads: 8,
+        duration_ms: 15_000,
+        pages: 8192,
+        ..Workload::IDLE
+    };
+    let args = ["--apf", "user", "--cpus", "2", "--no-prefetch", "--store", "delay=20ms"];
+    let run = Running::start(&args, &[Request::Run(workload)]);
+    run.wait_until("nowait_fetched_pages_total", |pages| pages > Some(100.0));
+    let mut terminal = Terminal::start(Command::new(nowait_bin()).arg("top").arg(run.socket()));
+    for section in ["Stalls", "Faults", "Outstanding", "Memory", "Async faults", "told"] {
+        terminal.wait_until(section, |terminal| terminal.screen.contains(section));
+    }
+    terminal.type_keys("p");
+    run.wait_until("nowait_vcpus_paused", |vcpus| vcpus == Some(2.0));
+    terminal.wait_until("PAUSED", |terminal| terminal.screen.contains("PAUSED"));
+    terminal.type_keys("r");
+    run.wait_until("nowait_vcpus_paused", |vcpus| vcpus == Some(0.0));
+    terminal.type_keys("q");
+    let (status, screen) = terminal.end();
+    assert_eq!(status.code(), Some(0), "{screen}");
+    // The guest goes on to its end.
+    let (end, reports) = run.finish(Duration::from_secs(120));
+    end.expect_code(0);
+    assert!(!reports.is_empty());
 }

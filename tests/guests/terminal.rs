@@ -9,10 +9,13 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, Termios, tcgetattr};
+use rustix::termios::{LocalModes, Termios, Winsize, tcgetattr, tcsetwinsize};
 
 /// How long to wait for anything on the screen.
 const SCREEN_LIMIT: Duration = Duration::from_secs(60);
+
+/// What the child finds its screen to be.
+const SIZE: Winsize = Winsize { ws_row: 40, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
 
 /// A running child and its terminal.
 pub(crate) struct Terminal {
@@ -32,6 +35,7 @@ impl Terminal {
         let name = ptsname(&master, Vec::new()).expect("it has a name");
         let slave =
             open(&name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).expect("its other side");
+        tcsetwinsize(&slave, SIZE).expect("a size");
         let end = || Stdio::from(slave.try_clone().expect("a descriptor"));
         let before = describe(&tcgetattr(&slave).expect("its mode"));
         let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().expect("it starts");

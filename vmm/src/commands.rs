@@ -42,6 +42,20 @@ enum Command {
     Probe,
 }
 
+/// What of it `nowait run` needs: the descriptions of the other commands' options are not made for every guest.
+#[derive(Debug, Parser)]
+#[command(name = "nowait", version, max_term_width = 100)]
+struct RunOnly {
+    #[command(subcommand)]
+    command: RunCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum RunCommand {
+    /// Launch a guest whose RAM is demand-paged
+    Run(Box<RunArgs>),
+}
+
 fn exit_codes() -> String {
     let mut text = String::from("Exit codes:\n");
     for (code, meaning) in exit::TABLE {
@@ -53,11 +67,16 @@ fn exit_codes() -> String {
 /// Runs the program and returns its exit code.
 #[must_use]
 pub fn main() -> u8 {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let parsed = if std::env::args_os().nth(1).is_some_and(|command| command == "run") {
+        RunOnly::try_parse().map(|RunOnly { command: RunCommand::Run(args) }| Command::Run(args))
+    } else {
+        Cli::try_parse().map(|cli| cli.command)
+    };
+    let command = match parsed {
+        Ok(command) => command,
         Err(error) => return usage(&error),
     };
-    match cli.command {
+    match command {
         Command::Run(args) => run(*args),
         Command::Stall(args) => stall::main(*args),
         Command::Top(args) => top::main(&args),

@@ -286,7 +286,8 @@ impl Machine {
             Apf::Off | Apf::Host | Apf::Kernel => None,
         };
         let (source, stalls) = (spec.fault_source, Arc::clone(&self.stalls));
-        let paging = Paging { pager: Arc::clone(&pager), source, policy, stalls };
+        let ahead = self.prefault.as_ref().map(Prefault::ahead);
+        let paging = Paging { pager: Arc::clone(&pager), source, policy, stalls, ahead };
         let threads = VcpuThreads::start(self.vcpus, &self.bus, &paging, &exits)?;
         let pauser = threads.pauser(&exits)?;
         let facts =

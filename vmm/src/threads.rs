@@ -7,11 +7,13 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use guest_memory::{Pager, Sleeper};
+use nowait_wire::agent::Cause;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::Bus;
 use crate::exit::ExitReason;
 use crate::kvm::kick::{self, Kicker};
+use crate::kvm::prefault::Ahead;
 use crate::kvm::vcpu::{Exit, Vcpu};
 use crate::machine::MachineError;
 use crate::paging::{FaultSource, Faults, Notifier, Policy, Resolved};
@@ -271,6 +273,8 @@ pub(crate) struct Paging {
     pub(crate) policy: Option<Policy>,
     /// Where stalls are written down.
     pub(crate) stalls: Arc<Stalls>,
+    /// Who fills KVM's page tables.
+    pub(crate) ahead: Option<Ahead>,
 }
 
 struct Worker {
@@ -293,7 +297,7 @@ impl Worker {
             Ok(faults) => faults,
             Err(error) => return self.send(ExitReason::Failure { message: error.to_string() }),
         };
-        if self.notifier.is_some() {
+        if markers {
             vcpu.watch_state();
         }
         let running = vcpu.attach(&self.kicker);
@@ -328,6 +332,9 @@ impl Worker {
             Resolved::NoFault | Resolved::Interrupted => None,
             Resolved::Enter => {
                 vcpu.fault_served(faults);
+                if let (Some(ahead), (Cause::Zero, _)) = (&self.paging.ahead, faults.cause()) {
+                    ahead.settle();
+                }
                 None
             }
             Resolved::Notify(cr2) => {

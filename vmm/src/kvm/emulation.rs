@@ -9,14 +9,15 @@
 //!   marker fault, shortly after such an exit -> the tables of RIP, RSI, RDI, RSP as they are now
 //! ```
 //!
-//! A guest that does no such access pays one KVM_GET_REGS for each port access, and nothing for its
-//! faults. All of it is prevention: what cannot be had is left out, and nothing is held when pins are
+//! A guest that does no such access pays for neither its port accesses nor its faults: the registers are in
+//! `kvm_run` after each exit. All of it is prevention: what cannot be had is left out, and nothing is held when pins are
 //! scarce.
 
 use guest_memory::PagerError;
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 
+use super::inject;
 use crate::paging::Faults;
 use crate::paging::walk::{Extent, Held, Walker};
 
@@ -78,7 +79,7 @@ impl Emulation {
         if !self.may_hold(faults) {
             return;
         }
-        let Ok(regs) = fd.get_regs() else { return };
+        let regs = inject::registers(fd);
         let plain = plain_slot(regs.rip);
         if self.plain[plain] == regs.rip {
             return;

@@ -3,12 +3,16 @@
 //! All of it is by the registers that KVM_RUN leaves in `kvm_run` and takes from there
 //! (KVM_CAP_SYNC_REGS): with an ioctl for each it costs five times as much. They are stale after any
 //! KVM_SET ioctl for registers or events; nothing here makes one between an exit and its answer.
+//!
+//! KVM leaves there what it is told to at every exit, those for a console's bytes, too. So only the general
+//! registers are asked for all the time, and the rest for some exits after one that needed it.
 
 use async_pf::protocol::{GuestState, MSR_INT};
 use kvm_bindings::{
     KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_SYNC_REGS, KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE,
     KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, KVM_VCPUEVENT_VALID_PAYLOAD,
-    KVM_VCPUEVENT_VALID_SHADOW, Msrs, kvm_enable_cap, kvm_mp_state, kvm_msr_entry, kvm_sync_regs,
+    KVM_VCPUEVENT_VALID_SHADOW, Msrs, kvm_enable_cap, kvm_mp_state, kvm_msr_entry, kvm_regs,
+    kvm_sync_regs,
 };
 use kvm_ioctls::{SyncReg, VcpuFd, VmFd};
 
@@ -16,6 +20,8 @@ use super::KvmError;
 
 /// What of the registers is needed after an exit, and before an entry.
 const SYNC: i32 = (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS) as i32;
+/// For so many exits after one that needed it the whole state is left in `kvm_run`.
+const WATCHED_EXITS: u32 = 64;
 
 const RFLAGS_IF: u64 = 1 << 9;
 const CR0_PG: u64 = 1 << 31;
@@ -23,6 +29,18 @@ const CR0_PG: u64 = 1 << 31;
 const PAGE_FAULT: u8 = 14;
 /// What KVM's own copy of the vector is set to, which nobody uses: INIT makes it 0.
 const SENTINEL: u64 = 0xff;
+
+/// Is there an exchange of the general registers by `kvm_run`?
+///
+/// # Errors
+/// When there is none.
+pub(super) fn prepare_registers(vm: &VmFd) -> Result<(), KvmError> {
+    let registers = KVM_SYNC_X86_REGS as i32;
+    if vm.check_extension_raw(KVM_CAP_SYNC_REGS.into()) & registers == 0 {
+        return Err(KvmError::MissingForUser("KVM_CAP_SYNC_REGS"));
+    }
+    Ok(())
+}
 
 /// Has KVM take a page fault's address with its injection.
 ///
@@ -43,15 +61,56 @@ pub(super) struct Halted {
     rip: u64,
 }
 
-/// Has KVM_RUN leave registers and events in `kvm_run`.
-pub(super) fn watch(fd: &mut VcpuFd) {
-    for registers in [SyncReg::Register, SyncReg::SystemRegister, SyncReg::VcpuEvents] {
-        fd.set_sync_valid_reg(registers);
+/// How much of the guest's state an exit leaves in `kvm_run`.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    /// Exits that leave all of it; then the general registers only.
+    left: u32,
+}
+
+impl Watch {
+    /// Has KVM_RUN leave the general registers in `kvm_run`.
+    pub(super) fn begin(fd: &mut VcpuFd) {
+        fd.set_sync_valid_reg(SyncReg::Register);
+    }
+
+    /// An exit is over that did not ask for more.
+    pub(super) fn passed(&mut self, fd: &mut VcpuFd) {
+        if self.left == 1 {
+            fd.clear_sync_valid_reg(SyncReg::SystemRegister);
+            fd.clear_sync_valid_reg(SyncReg::VcpuEvents);
+        }
+        self.left = self.left.saturating_sub(1);
+    }
+
+    /// Sees to it that `kvm_run` has all of the state that the last exit left.
+    fn complete(&mut self, fd: &mut VcpuFd) -> Result<(), kvm_ioctls::Error> {
+        if self.left == 0 {
+            let (sregs, events) = (fd.get_sregs()?, fd.get_vcpu_events()?);
+            let sync = fd.sync_regs_mut();
+            (sync.sregs, sync.events) = (sregs, events);
+            fd.set_sync_valid_reg(SyncReg::SystemRegister);
+            fd.set_sync_valid_reg(SyncReg::VcpuEvents);
+        }
+        self.left = WATCHED_EXITS;
+        Ok(())
     }
 }
 
-/// The guest as the last exit left it.
-pub(super) fn guest_state(fd: &VcpuFd) -> GuestState {
+/// The general registers as the last exit left them, after [`Watch::begin`].
+pub(super) fn registers(fd: &VcpuFd) -> kvm_regs {
+    fd.sync_regs().regs
+}
+
+/// The guest as the last exit left it, after [`Watch::begin`].
+///
+/// # Errors
+/// When KVM does not say.
+pub(super) fn guest_state(
+    fd: &mut VcpuFd,
+    watch: &mut Watch,
+) -> Result<GuestState, kvm_ioctls::Error> {
+    watch.complete(fd)?;
     let kvm_sync_regs { regs, sregs, events } = fd.sync_regs();
     let pending = [
         events.exception.injected,
@@ -62,14 +121,14 @@ pub(super) fn guest_state(fd: &VcpuFd) -> GuestState {
         events.smi.pending,
         events.triple_fault.pending,
     ];
-    GuestState {
+    Ok(GuestState {
         // What hardware runs at is SS's, not CS's (AMD APM volume 2, 15.5.1; SDM 3C, 26.3.1.2).
         cpl: sregs.ss.dpl,
         interrupts: regs.rflags & RFLAGS_IF != 0,
         shadow: events.interrupt.shadow != 0,
         event: pending.iter().any(|each| *each != 0),
         paging: sregs.cr0 & CR0_PG != 0,
-    }
+    })
 }
 
 /// The next entry is a page fault with error code 0 at this address. Nothing may be pending.

@@ -45,7 +45,7 @@ pub enum KvmError {
     MissingCapability(&'static str),
     /// A capability that only `--apf user` needs is missing.
     #[error(
-        "this KVM lacks {0}, which --apf user needs: use --apf kernel, or a newer Linux kernel"
+        "this KVM lacks {0}, which --apf user and off need: use --apf kernel, or a newer Linux kernel"
     )]
     MissingForUser(&'static str),
     /// KVM walks the guest's page tables itself.
@@ -183,6 +183,7 @@ pub fn prepare_markers(vm: &VmFd, apf: Apf) -> Result<(), KvmError> {
         [range(MsrFilterRangeFlags::WRITE, &writes), range(MsrFilterRangeFlags::READ, &reads)];
     vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &ranges)
         .map_err(KvmError::during("KVM_X86_SET_MSR_FILTER"))?;
+    inject::prepare_registers(vm)?;
     if apf == Apf::User { inject::prepare(vm) } else { Ok(()) }
 }
 

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use guest_memory::Gpa;
 use kvm_bindings::{KVM_CAP_PRE_FAULT_MEMORY, kvm_cpuid_entry2, kvm_pre_fault_memory};
@@ -26,6 +27,8 @@ use crate::sigbus::{GuestMapping, GuestThread};
 
 /// Runs that wait for the thread.
 const QUEUE: usize = 256;
+/// How long a vCPU lets the thread get ahead of it.
+const PATIENCE: Duration = Duration::from_millis(5);
 
 mod number {
     use kvm_bindings::{KVMIO, kvm_pre_fault_memory};
@@ -56,6 +59,16 @@ impl Ahead {
     pub fn mapped(&self, gpa: Gpa, bytes: u64) {
         // Full or gone: the guest's own faults do it.
         let _ = self.0.try_send(Job::Map { gpa, bytes });
+    }
+
+    /// For a vCPU whose fault mapped a run of pages: lets the thread do that run first. A vCPU that goes on at
+    /// once would fault on page after page beside it. The thread may wait for a page itself: this does not, for
+    /// longer than some milliseconds.
+    pub fn settle(&self) {
+        let (done, wait) = sync_channel(1);
+        if self.0.try_send(Job::Flush(done)).is_ok() {
+            let _ = wait.recv_timeout(PATIENCE);
+        }
     }
 }
 

@@ -43,8 +43,13 @@ pub struct Vcpu {
     halted: Option<inject::Halted>,
     /// INIT is looked for.
     armed: bool,
+    /// What an exit leaves of the guest's state.
+    watch: inject::Watch,
 }
 
+/// Where KVM does not say: nothing can be injected there, and nothing halted.
+const UNKNOWN: GuestState =
+    GuestState { cpl: 0, interrupts: false, shadow: true, event: true, paging: false };
 /// How often KVM may give up at one instruction before it is the guest's own fault.
 const EMULATION_TRIES: u32 = 16;
 /// KVM_INTERNAL_ERROR_EMULATION.
@@ -103,12 +108,13 @@ impl Vcpu {
             stuck: None,
             halted: None,
             armed: false,
+            watch: inject::Watch::default(),
         })
     }
 
-    /// From here on an exit leaves what [`Vcpu::guest_state`] and the injection need.
+    /// From here on an exit leaves what faults by markers need.
     pub(crate) fn watch_state(&mut self) {
-        inject::watch(&mut self.fd);
+        inject::Watch::begin(&mut self.fd);
     }
 
     /// The guest as the last exit left it, after [`Vcpu::watch_state`]. If it got INIT since, its protocol
@@ -117,7 +123,7 @@ impl Vcpu {
         if let Some(notifier) = notifier {
             self.look_for_init(notifier);
         }
-        inject::guest_state(&self.fd)
+        inject::guest_state(&mut self.fd, &mut self.watch).unwrap_or(UNKNOWN)
     }
 
     fn look_for_init(&mut self, notifier: &Notifier) {
@@ -167,6 +173,7 @@ impl Vcpu {
     /// Runs the guest until something needs more than the devices. After [`Exit::Interrupted`],
     /// [`Faults::resolve`] says whether it was a page fault.
     pub(crate) fn run(&mut self, bus: &Bus, faults: &mut Faults) -> Exit {
+        self.watch.passed(&mut self.fd);
         let exit = self.enter(bus, faults);
         if let Some(notifier) = faults.notifier() {
             if notifier.sends_next() {

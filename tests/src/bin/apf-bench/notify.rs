@@ -154,7 +154,7 @@ pub(crate) fn mixed(args: &Args, report: &mut Report) -> Result<()> {
         pressure: Pressure::Limit { access: Access::Random, seed: 1 },
         warm_up_ms: WARM_UP_MS,
         compute: 1,
-        compressible_percent: 90,
+        compressible_percent: 78,
         ..Workload::IDLE
     };
     let args = ["--memory", "96M", "--resident-limit", "32M", "--no-prefetch", "--store"];
