@@ -4,8 +4,8 @@
 # SCENARIO      a preset, or a TOML file of the workspace
 # FAIL_IF       gates, one a line
 # BASELINE      an earlier result (JSON), with TOLERANCE (10%)
-# OPTIONS       more options for `cargo xtask demo`, split at spaces
-# OUT           the directory for the reports
+# OPTIONS       more options for `cargo xtask demo`, split at spaces and lines
+# OUT           the directory for the reports, and for logs if something went wrong
 set -euo pipefail
 
 workspace=${GITHUB_WORKSPACE:-$PWD}
@@ -29,12 +29,19 @@ if [[ -n ${BASELINE:-} ]]; then
   [[ -f $workspace/$baseline ]] && baseline=$workspace/$baseline
   arguments+=(--baseline "$baseline" --tolerance "${TOLERANCE:-10%}")
 fi
-read -r -a more <<<"${OPTIONS:-}"
+# Lines are as good as spaces; `read` ends with 1 at the end of its input.
+read -r -d '' -a more <<<"${OPTIONS:-}" || true
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 code=0
 cargo xtask demo "${arguments[@]}" "${more[@]}" || code=$?
 if [[ -f $out/stall.md ]]; then
   cat "$out/stall.md" >>"${GITHUB_STEP_SUMMARY:-/dev/stdout}"
+fi
+if ((code != 0 && code != 3)); then
+  # What went wrong is in the logs of the set-up and of the emulated machine.
+  mkdir -p "$out/logs"
+  cp "${XDG_CACHE_HOME:-$HOME/.cache}"/nowait/*.log "${CARGO_TARGET_DIR:-target}"/demo/*.log "$out/logs/" \
+    2>/dev/null || true
 fi
 exit "$code"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The Rust toolchain with what `cargo xtask test` calls, for this job only. $1: the channel, $2: further
-# components. Updates the channel that is installed, so it is for throw-away runners and refuses elsewhere.
+# The Rust toolchain with what `cargo xtask test` calls. $1: the channel, which RUSTUP_TOOLCHAIN names in the
+# steps that use it; $2: further components. Updates the channel that is installed, so it is for throw-away
+# runners and refuses elsewhere.
 set -euo pipefail
 
-: "${GITHUB_ENV:?only on a CI runner: it updates the Rust toolchain}"
+: "${GITHUB_ACTIONS:?only on a CI runner: it updates the Rust toolchain}"
 channel=${1:-stable}
 rustup toolchain install "$channel" --no-self-update --profile minimal \
     --component "rustfmt,clippy${2:+,$2}"
-echo "RUSTUP_TOOLCHAIN=$channel" >> "$GITHUB_ENV"

@@ -1,8 +1,8 @@
 //! How a run ends, and the exit code of the process that goes with it.
 //!
 //! nowait's own codes are even; the odd ones belong to a guest that uses the debug-exit port, which
-//! ends with `(value << 1) | 1` as QEMU's `isa-debug-exit` has it. [`TABLE`] is what `nowait help
-//! exit-codes` prints and what README.md quotes.
+//! ends with `(value << 1) | 1` as QEMU's `isa-debug-exit` has it. [`TABLE`] is what `nowait --help`
+//! prints and what README.md quotes.
 
 use serde::Serialize;
 

@@ -172,6 +172,12 @@ impl GuestThread {
         run()
     }
 
+    /// Does [`Self::take_fault`] have one?
+    #[must_use]
+    pub fn has_fault(&self) -> bool {
+        THREAD.with(|thread| thread.fault.load(Ordering::Relaxed)) != 0
+    }
+
     /// The host virtual address of the fault recorded since the last call, if there is one. Ask
     /// after KVM_RUN returned EINTR.
     #[must_use]

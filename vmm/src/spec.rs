@@ -71,9 +71,9 @@ pub struct RunArgs {
     /// Do not fetch the neighbours of a page that comes back
     #[arg(long)]
     pub no_prefetch: bool,
-    /// Where evicted pages go: "memory", or a store that takes as long as this to read a page, such as
-    /// "delay=20ms" (units: us, ms, s)
-    #[arg(long, value_name = "STORE", default_value = "memory")]
+    /// Where evicted pages go: one layer or more from front to back, joined by + (--help has them all)
+    #[arg(long, value_name = "STORE", default_value = "memory", 
+        long_help = format!("Where evicted pages go. {}", StoreSpec::SYNTAX))]
     pub store: StoreSpec,
     /// Never-touched RAM that one fault brings in, a power of two of at least 4K
     #[arg(long, value_name = "SIZE", default_value = "1M")]

@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use async_pf::protocol::Begun;
 use guest_memory::{Pager, Sleeper};
 use nowait_wire::agent::Cause;
 use vmm_sys_util::eventfd::EventFd;
@@ -326,7 +327,11 @@ impl Worker {
     /// A fault, maybe: whether it was one, and why the run is over, if it is.
     fn after_interrupt(&self, vcpu: &mut Vcpu, faults: &mut Faults) -> (bool, Option<ExitReason>) {
         let failed = |message: String| ExitReason::Failure { message };
-        let resolved = faults.resolve(|| vcpu.guest_state(self.notifier.as_ref()));
+        let resolved = faults.resolve(|begun| match begun {
+            Begun::New(_) => vcpu.guest_state(self.notifier.as_ref()),
+            // The guest is told of nothing: whether it got INIT does not matter yet.
+            Begun::Outstanding | Begun::TooMany => vcpu.guest_state(None),
+        });
         let fault = resolved != Resolved::NoFault;
         let stop = match resolved {
             Resolved::NoFault | Resolved::Interrupted => None,

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
@@ -11,6 +12,10 @@ use crate::{binaries, child, images, nested, paths, setup};
 
 /// What is measured if nothing else is asked for: a preset of `nowait stall`.
 const SCENARIO: &str = "quick";
+/// When the nested machine is ended: five rounds of a preset take half an hour in it.
+const TIMEOUT_S: u64 = 7200;
+/// What is left of that when `nowait stall` is asked to stop, in seconds: time to write what was measured.
+const TIME_TO_WRITE_S: u64 = 60;
 /// The page that is always made, in the target directory.
 const PAGE: &str = "demo.html";
 
@@ -66,6 +71,10 @@ pub(crate) struct Options {
     /// By how much it may be worse
     #[arg(long, value_name = "N%", requires = "baseline")]
     tolerance: Option<String>,
+    /// Stop an emulated machine after this many seconds, with what was measured till then
+    #[arg(long, value_name = "S", default_value_t = TIMEOUT_S,
+        value_parser = clap::value_parser!(u64).range(2 * TIME_TO_WRITE_S..=86_400))]
+    timeout: u64,
     /// Further options for `nowait stall`, after `--`
     #[arg(last = true)]
     stall: Vec<String>,
@@ -144,11 +153,13 @@ struct Named {
 
 /// The command behind a guest that is not measured. In its first seconds the emulator translates the
 /// code of host and guest for the first time: without this the first row, which has no paging, showed a
-/// p99 of 267 ms, and behind three such guests one of 0.5 to 1 ms.
-fn warmed_up(command: Vec<String>) -> Vec<String> {
+/// p99 of 267 ms, and behind three such guests one of 0.5 to 1 ms. `seconds` from then on it gets a SIGTERM,
+/// and so writes its results.
+fn warmed_up(command: Vec<String>, seconds: u64) -> Vec<String> {
     const SCRIPT: &str = "nowait run --kernel /images/vmlinux --initrd /images/initramfs.cpio \
-        --cmdline nowait.agent=poweroff --console none 2> /dev/null; exec \"$@\"";
-    ["sh", "-c", SCRIPT, "demo"].map(str::to_owned).into_iter().chain(command).collect()
+        --cmdline nowait.agent=poweroff --console none 2> /dev/null; exec timeout \"$@\"";
+    let words = ["sh", "-c", SCRIPT, "demo"].map(str::to_owned);
+    words.into_iter().chain([seconds.to_string()]).chain(command).collect()
 }
 
 /// Runs it; the exit code of `nowait stall`.
@@ -184,7 +195,9 @@ pub(crate) fn demo(options: &Options) -> Result<u8> {
                 baseline: options.baseline.as_ref().map(|_| inside("baseline.json")),
             };
             let words = options.stall("/bin/nowait", "/images", &named, &files);
-            let mut run = nested::Run::new("demo", warmed_up(words));
+            let words = warmed_up(words, options.timeout - TIME_TO_WRITE_S);
+            let mut run = nested::Run::new("demo", words);
+            run.timeout = Duration::from_secs(options.timeout);
             run.hold.add(&nowait, "bin/nowait");
             run.hold.images(&images);
             if let Some(file) = options.scenario_file() {
@@ -195,7 +208,7 @@ pub(crate) fn demo(options: &Options) -> Result<u8> {
             }
             let code = run.go()?;
             // What was measured is there also when it is partial, or a gate failed.
-            let partial = [GATE, MEASUREMENT].contains(&code);
+            let partial = [GATE, STOPPED, MEASUREMENT].contains(&code);
             for (_, name, file) in &outputs {
                 match run.bring(name, file) {
                     Err(_) if code != 0 && !partial => {}
@@ -213,8 +226,9 @@ pub(crate) fn demo(options: &Options) -> Result<u8> {
     Ok(code)
 }
 
-/// Exit codes of `nowait stall` with results: a gate failed; runs are incomplete.
+/// Exit codes of `nowait stall` with results: a gate failed; a signal ended it; runs are incomplete.
 const GATE: u8 = 3;
+const STOPPED: u8 = 16;
 const MEASUREMENT: u8 = 18;
 
 #[cfg(test)]

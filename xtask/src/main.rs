@@ -45,7 +45,7 @@ enum Task {
     Test(test::Options),
     /// Install what the other commands need (apt packages, cargo-deny, Chromium)
     Setup,
-    /// Build the guest kernel and the initramfs, fetch the distribution's kernel
+    /// Build nowait, the guest kernel and the initramfs, fetch the distribution's kernel
     Images(ImagesOptions),
     /// Run one command in an emulated machine that has KVM
     Nested(NestedOptions),
@@ -69,10 +69,9 @@ struct ImagesOptions {
 
 #[derive(Args)]
 struct NestedOptions {
-    /// End the machine after this many seconds (exit code 124)
-    #[arg(long, value_name = "S", default_value_t = nested::TIMEOUT_S,
-        value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    timeout: u64,
+    /// End the machine after this many seconds (exit code 124) [default: 600, at a terminal 86400]
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: Option<u64>,
     /// The machine's memory in MiB
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(256..=1_048_576))]
     memory: Option<u32>,
@@ -109,7 +108,7 @@ impl NestedOptions {
         }
         run.hold.extend(&self.add);
         run.memory_mib = self.memory.unwrap_or(run.memory_mib);
-        run.timeout = Duration::from_secs(self.timeout);
+        run.timeout = self.timeout.map_or_else(nested::default_timeout, Duration::from_secs);
         run.out = self.out.unwrap_or(run.out);
         run.terminal = true;
         run.go()
@@ -133,9 +132,13 @@ fn run(task: Task) -> Result<u8> {
         }
         Task::Images(options) => {
             setup::setup()?;
-            let file =
-                if options.kernel_only { images::guest_kernel()? } else { images::images()?.dir };
-            println!("{}", file.display());
+            if options.kernel_only {
+                println!("{}", images::guest_kernel()?.display());
+            } else {
+                let nowait = binaries::nowait()?;
+                println!("{}", images::images()?.dir.display());
+                eprintln!("xtask: the VMM: {}", nowait.display());
+            }
             Ok(0)
         }
         Task::Nested(options) => options.run(),

@@ -184,6 +184,7 @@ impl Vcpu {
         }
         // An artificial halt ends with any exit: the guest meets its page again, if that has not come.
         if let Some(halted) = self.halted.take()
+            && !faults.has_fault()
             && let Err(error) = inject::end_halt(&self.fd, halted)
         {
             return self.failure(format!("the end of an artificial halt: {error}"));

@@ -82,6 +82,11 @@ impl Faults {
         self.thread.in_kvm_run(run)
     }
 
+    /// Has [`Faults::resolve`] a fault to bring the page of? Then the guest ran.
+    pub(crate) fn has_fault(&self) -> bool {
+        self.thread.has_fault()
+    }
+
     /// Do faults come to this thread?
     pub(crate) fn has_markers(&self) -> bool {
         self.markers
@@ -108,8 +113,8 @@ impl Faults {
     }
 
     /// After KVM_RUN was interrupted: brings the page of the fault, if that was it. `guest` is asked for
-    /// only when the page needs time.
-    pub(crate) fn resolve(&mut self, guest: impl FnOnce() -> GuestState) -> Resolved {
+    /// only when the page needs time, and told whether it is outstanding already.
+    pub(crate) fn resolve(&mut self, guest: impl FnOnce(Begun) -> GuestState) -> Resolved {
         let Some(hva) = self.thread.take_fault() else {
             return Resolved::NoFault;
         };
@@ -144,13 +149,14 @@ impl Faults {
         &mut self,
         gfn: Gfn,
         notifier: &Arc<Notifier>,
-        guest: impl FnOnce() -> GuestState,
+        guest: impl FnOnce(Begun) -> GuestState,
     ) -> Resolved {
-        let next = match notifier.begin(gfn) {
+        let begun = notifier.begin(gfn);
+        let next = match begun {
             Begun::TooMany => return self.bring(gfn),
-            begun @ Begun::Outstanding => notifier.again(begun, gfn, guest()),
+            Begun::Outstanding => notifier.again(begun, gfn, guest(begun)),
             Begun::New(token) => match self.pager.fault(gfn, self.lane, &notifier.waiter(token)) {
-                Ok(Fault::Waits { expected }) => notifier.on_its_way(token, expected, guest()),
+                Ok(Fault::Waits { expected }) => notifier.on_its_way(token, expected, guest(begun)),
                 at_once => {
                     notifier.cancel(token);
                     return self.at_once(gfn, at_once);

@@ -23,6 +23,8 @@ const MEMORY_SHARE: u64 = 4;
 /// emulated machine needs most of it.
 const BOOT_TIME: Duration = Duration::from_secs(60);
 const TIME_PER_RUN: Duration = Duration::from_secs(15);
+/// The longest run without paging beside a command, which may take minutes.
+const IDLE_BESIDE_COMMAND_MS: u32 = 10_000;
 /// The longest scenario file.
 const SCENARIO_BYTES: u64 = 64 * 1024;
 /// The scenario without any, which the options change.
@@ -39,7 +41,8 @@ const DEFAULT: &str = "name = \"default\"\ncpus = [1, 2]\n";
 /// than the limit, and what does not fit leaves and comes back.
 ///
 /// A COMMAND behind `--` takes the place of these threads: `/bin/sh -c` runs it in the guest, from an
-/// initramfs that has it beside our agent.
+/// initramfs that has it beside our agent. It needs a --resident-limit, or it pages nothing; --duration is
+/// the most time that it gets.
 #[derive(Args, Clone, Debug)]
 pub struct StallArgs {
     /// Guest kernel (built by `cargo xtask images`, or any that runs the agent)
@@ -66,10 +69,11 @@ pub struct StallArgs {
     /// of guest RAM
     #[arg(long, value_name = "SIZE|N%")]
     pub resident_limit: Option<String>,
-    /// Where evicted pages go: "memory", or "delay=20ms" for a store that takes that long to read a page
+    /// Where evicted pages go, as `nowait run --store` takes it: "delay=20ms+memory" takes that long to read a
+    /// page
     #[arg(long, value_name = "STORE")]
     pub store: Option<StoreSpec>,
-    /// How long each run lasts: a number with ms or s
+    /// How long each run lasts, a COMMAND at most: a number with ms or s, up to 600s [default: 2s]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub duration: Option<String>,
     /// Numbers of threads that touch evicted pages, each 1 to 64
@@ -227,7 +231,9 @@ impl Plan {
         };
         if !self.command.is_empty() {
             let command = self.command.clone();
-            return vec![base.clone(), Workload { kind: Kind::Command, command, ..base }];
+            let idle_ms = base.duration_ms.min(IDLE_BESIDE_COMMAND_MS);
+            let idle = Workload { duration_ms: idle_ms, ..base.clone() };
+            return vec![idle, Workload { kind: Kind::Command, command, ..base }];
         }
         let touching = |kind, threads| Workload {
             kind,
@@ -408,8 +414,11 @@ pub(super) mod tests {
     fn a_command_takes_the_place_of_the_threads() {
         let plan = plan(&["--", "sort", "/data"]).unwrap();
         let [idle, command] = &plan.workloads(1)[..] else { panic!() };
-        assert_eq!(idle.kind, Kind::Idle);
+        assert_eq!((idle.kind, idle.duration_ms), (Kind::Idle, command.duration_ms));
         assert_eq!((command.kind, command.command.as_str()), (Kind::Command, "sort /data"));
+        let plan = super::tests::plan(&["--duration", "600s", "--", "sort", "/data"]).unwrap();
+        let [idle, command] = &plan.workloads(1)[..] else { panic!() };
+        assert_eq!((idle.duration_ms, command.duration_ms), (10_000, 600_000));
     }
 
     #[test]

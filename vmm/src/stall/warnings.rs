@@ -22,6 +22,12 @@ pub(super) fn of(document: &Document) -> Vec<String> {
     if !document.complete {
         warnings.push("partial: runs are missing or incomplete".to_owned());
     }
+    if document.config.resident_limit.is_none() && !document.config.command.is_empty() {
+        warnings.push(
+            "no resident limit: the command's pages stay in memory (--resident-limit SIZE)"
+                .to_owned(),
+        );
+    }
     let rounds = document.config.scenario.rounds;
     if rounds < ENOUGH_ROUNDS {
         let turns = match rounds {
@@ -88,6 +94,10 @@ mod tests {
         document.complete = true;
         document.config.scenario.rounds = 5;
         assert_eq!(words(&document), "");
+        document.config.resident_limit = None;
+        document.config.command = "make".to_owned();
+        assert!(words(&document).contains("no resident limit"));
+        document.config.command.clear();
         document.host.accel = super::super::ACCEL_NESTED;
         assert!(words(&document).contains("emulated"));
         let mut idle = mode(Apf::Off, 10.0, 0.0);

@@ -21,8 +21,10 @@ use crate::{cache, images, paths, progress};
 
 /// Memory of a nested machine in MiB, unless said otherwise.
 pub(crate) const MEMORY_MIB: u32 = 2048;
-/// Time after which a nested machine is ended, in seconds, unless said otherwise.
-pub(crate) const TIMEOUT_S: u64 = 600;
+/// Time after which a nested machine is ended, unless said otherwise.
+const TIMEOUT: Duration = Duration::from_secs(600);
+/// The same with somebody at its terminal.
+const SESSION: Duration = Duration::from_secs(86_400);
 /// Marks a directory as ours, and locks it.
 const MARK: &str = ".nowait-nested";
 /// What a run leaves in its directory.
@@ -56,7 +58,7 @@ impl Run {
             hold: Hold::default(),
             environment: Vec::new(),
             memory_mib: MEMORY_MIB,
-            timeout: Duration::from_secs(TIMEOUT_S),
+            timeout: TIMEOUT,
             out: paths::target().join(name),
             terminal: false,
             beside_others: false,
@@ -117,6 +119,11 @@ impl Run {
         all.extend(self.environment.iter().cloned());
         all
     }
+}
+
+/// Time after which the machine of `cargo xtask nested` is ended, unless said otherwise.
+pub(crate) fn default_timeout() -> Duration {
+    if terminal::interactive() { SESSION } else { TIMEOUT }
 }
 
 /// The output directory, empty of an earlier run and locked against another.

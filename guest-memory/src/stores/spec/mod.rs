@@ -1,25 +1,5 @@
-//! The store as the user names it: layers from front to back, with `+` in between.
-//!
-//! ```text
-//!   memory[=SIZE]                        host memory that stands for a slow medium
-//!   file=PATH[,size=SIZE]                a directory (an unnamed file in it), a new or empty file,
-//!                                        or a block device
-//!   nbd://HOST[:PORT][/EXPORT][,size=SIZE]
-//!   nbd+unix:///[EXPORT]?socket=PATH[,size=SIZE]
-//!
-//!   lz4=SIZE                             compressed in host memory, at most SIZE of it
-//!   delay=TIMES[,write=TIMES][,seed=N]   slower; TIMES is 20ms, uniform:1ms..5ms or
-//!                                        lognormal:median=2ms,sigma=0.5
-//!   fail=OP:WHEN[,kind=KIND][,seed=N]    OP is read or write; WHEN is nth=N or rate=0.01;
-//!                                        KIND is transient, full (write), lost or corrupt (read)
-//!   raw                                  first of all: keep same-filled pages like any others
-//!
-//!   lz4=32M+delay=200us+file=/var/tmp    compressed, then in a file that is slowed down
-//!   delay=20ms                           the same as delay=20ms+memory
-//! ```
-//!
-//! A SIZE is a number with K, M, G or T. In a PATH the characters `+`, `,` and `%` are written `%2B`,
-//! `%2C` and `%25`.
+//! The store as the user names it: layers from front to back, with `+` in between, see
+//! [`StoreSpec::SYNTAX`].
 
 mod decorators;
 mod nbd;
@@ -88,6 +68,28 @@ impl Default for StoreSpec {
 }
 
 impl StoreSpec {
+    /// What may be written, for a command's help.
+    pub const SYNTAX: &str = "One layer or more from front to back, joined by +:
+
+  memory[=SIZE]                        host memory that stands for a slow medium
+  file=PATH[,size=SIZE]                a directory (an unnamed file in it), a new or empty file,
+                                       or a block device
+  nbd://HOST[:PORT][/EXPORT][,size=SIZE]
+  nbd+unix:///[EXPORT]?socket=PATH[,size=SIZE]
+
+  lz4=SIZE                             compressed in host memory, at most SIZE of it
+  delay=TIMES[,write=TIMES][,seed=N]   slower; TIMES is 20ms, uniform:1ms..5ms or
+                                       lognormal:median=2ms,sigma=0.5
+  fail=OP:WHEN[,kind=KIND][,seed=N]    OP is read or write; WHEN is nth=N or rate=0.01;
+                                       KIND is transient, full (write), lost or corrupt (read)
+  raw                                  first of all: keep same-filled pages like any others
+
+  lz4=32M+delay=200us+file=/var/tmp    compressed, then in a file that is slowed down
+  delay=20ms                           the same as delay=20ms+memory
+
+A SIZE is a number with K, M, G or T. In a PATH the characters +, , and % are written %2B, %2C
+and %25.";
+
     /// Host memory.
     #[must_use]
     pub fn memory() -> Self {
