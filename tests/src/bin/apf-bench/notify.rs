@@ -154,7 +154,7 @@ pub(crate) fn mixed(args: &Args, report: &mut Report) -> Result<()> {
         pressure: Pressure::Limit { access: Access::Random, seed: 1 },
         warm_up_ms: WARM_UP_MS,
         compute: 1,
-        compressible_percent: 78,
+        compressible_percent: 90,
         ..Workload::IDLE
     };
     let args = ["--memory", "96M", "--resident-limit", "32M", "--no-prefetch", "--store"];
@@ -177,9 +177,7 @@ pub(crate) fn mixed(args: &Args, report: &mut Report) -> Result<()> {
         ),
     ]);
     for mode in MODES {
-        let hits = rounds.numbers(mode, "/pager/hits_stored");
-        let fetched = rounds.numbers(mode, "/pager/fetched_pages");
-        let share: Vec<f64> = hits.iter().zip(&fetched).map(|(h, f)| 100.0 * h / (h + f)).collect();
+        let share = rounds.hit_percent(mode);
         report.details.extend([
             (format!("mixed, --apf {mode}"), median(&pages(mode)), "pages/s"),
             (format!("mixed, --apf {mode}: computing"), median(&units(mode)), "units/s"),

@@ -97,10 +97,7 @@ fn at(args: &Args, latency_ms: u32, cpus: u32, report: &mut Report) -> Result<()
             report.details.push((what, value, unit));
         }
     }
-    let (hit, fetched) =
-        (hits.numbers("user", "/pager/hits_stored"), hits.numbers("user", "/pager/fetched_pages"));
-    let share: Vec<f64> = hit.iter().zip(&fetched).map(|(h, f)| 100.0 * h / (h + f)).collect();
     let what = format!("{latency_ms} ms, {cpus} vCPUs: faults that hit the compressed tier");
-    report.details.push((what, median(&share), "%"));
+    report.details.push((what, median(&hits.hit_percent("user")), "%"));
     Ok(())
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
 use nowait_tests::guest::{End, Guest};
 pub(crate) use nowait_tests::row::Row;
-use nowait_wire::agent::{Request, Workload};
+use nowait_wire::agent::{Request, TierCounts, Workload};
 
 /// The modes, in the order of the tables.
 pub(crate) const MODES: [&str; 4] = ["off", "host", "kernel", "user"];
@@ -119,6 +119,19 @@ impl Rounds {
     /// A number of the summary, by its JSON pointer, likewise.
     pub(crate) fn numbers(&self, mode: &str, pointer: &str) -> Vec<f64> {
         self.boots(mode).iter().map(|boot| boot.end.number(pointer) as f64).collect()
+    }
+
+    /// How many of the faults that the store answered in the last workload hit the compressed tier, in percent,
+    /// one for each round.
+    pub(crate) fn hit_percent(&self, mode: &str) -> Vec<f64> {
+        let percent = |boot: &Boot| {
+            let seen = boot.end.host_stalls();
+            seen.last().map_or(f64::NAN, |seen| {
+                let TierCounts { at_hand, fetched, prefetched, .. } = seen.tiers;
+                100.0 * at_hand as f64 / (at_hand + fetched - prefetched) as f64
+            })
+        };
+        self.boots(mode).iter().map(percent).collect()
     }
 
     /// Guests that did not come to their end and were booted again, in this mode.
