@@ -85,6 +85,33 @@ fn fault_around_installs_the_untouched_part_of_the_block() {
 }
 
 #[test]
+fn fault_around_brings_less_when_the_limit_is_near() {
+    let config = PagerConfig {
+        fault_around_bytes: 64 * PAGE_BYTES,
+        resident_limit_bytes: Some(1024 * PAGE_BYTES),
+        ..PagerConfig::default()
+    };
+    let Some(machine) = Machine::start(ram(4096 * PAGE_BYTES), config) else {
+        return;
+    };
+    let touched = |number| {
+        let before = machine.stats().pages_touched;
+        machine.write(page(number), number);
+        machine.stats().pages_touched - before
+    };
+    // Until less than a quarter of the limit is free.
+    assert!((0..13).all(|block| touched(64 * block) == 64));
+    assert_eq!((touched(13 * 64), touched(13 * 64 + 15), touched(13 * 64 + 16)), (16, 0, 16));
+    // Pages go from here on; where the evictor keeps up, sixteen come with a fault.
+    (864..4096).for_each(|number| machine.write(page(number), number));
+    let stats = machine.stats();
+    assert_eq!(stats.pages_touched, 4096);
+    assert!(stats.zero_faults < 4096 - 864 + 15, "{} faults", stats.zero_faults);
+    assert!(stats.resident_bytes <= 1024 * PAGE_BYTES, "{} bytes", stats.resident_bytes);
+    assert!((864..4096).all(|number| machine.read(page(number)) == number));
+}
+
+#[test]
 fn whoever_fills_page_tables_ahead_is_told_of_runs() {
     // 3 GiB and a little: the last block lies behind the hole.
     let mut ram = ram((3 << 30) + 16 * PAGE_BYTES);

@@ -75,7 +75,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "STORE", default_value = "memory", 
         long_help = format!("Where evicted pages go. {}", StoreSpec::SYNTAX))]
     pub store: StoreSpec,
-    /// Never-touched RAM that one fault brings in, a power of two of at least 4K
+    /// Never-touched RAM that one fault brings in, a power of two of at least 4K; less near the limit
     #[arg(long, value_name = "SIZE", default_value = "1M")]
     pub fault_around: String,
     /// Have all RAM present at start (for comparison)

@@ -22,6 +22,10 @@ use crate::sys::{Outcome, view};
 use crate::waiters::PageEnd;
 use crate::word::{OnFault, OnSettled, PageState, PageWord, Taken};
 
+/// Zero pages around a fault at most while the limit is near, a power of two. What the guest does not use
+/// of them has to go again, at the cost of looking at it; each fault less is an exit less.
+const TIGHT_BLOCK_PAGES: u32 = 16;
+
 /// How a fault came to the pager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
@@ -104,10 +108,13 @@ impl Core {
     /// Never touched: zeros, along with the untouched neighbours if there is room for them.
     fn first_zero(self: &Arc<Self>, page: PageIndex, source: Source) -> First {
         let mut run = PageRun::single(page);
-        if !self.room.is_tight() {
-            let block = PageRun::aligned_block(page, self.fault_around_pages);
-            let bounds = block.intersect(self.layout.all_pages()).unwrap_or(run);
-            run = self.table.claim_zeros_around(page, bounds);
+        if !self.room.is_tight_for_prefetch() {
+            let pages = match self.room.is_tight() {
+                true => self.fault_around_pages.min(TIGHT_BLOCK_PAGES),
+                false => self.fault_around_pages,
+            };
+            let bounds = PageRun::aligned_block(page, pages).intersect(self.layout.all_pages());
+            run = self.table.claim_zeros_around(page, bounds.unwrap_or(run));
         }
         if !self.room.try_take(run.pages().into()) {
             self.release_zeros(page, run);
