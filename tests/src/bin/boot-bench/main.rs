@@ -26,8 +26,8 @@ use measure::{Boot, Footprint};
 #[derive(Debug, Parser)]
 struct Args {
     /// Interleaved runs of nowait and microvm that count; one more before them warms the caches, and
-    /// in every third the other configurations run too
-    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(15..=99))]
+    /// in every third (of more than 60, in 20 of them) the other configurations run too
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(15..=300))]
     runs: u32,
     /// Write the figures to FILE
     #[arg(long, value_name = "FILE")]
@@ -37,8 +37,10 @@ struct Args {
     seed: u64,
 }
 
-/// One round in this many has all configurations.
+/// One round in this many has all configurations, at least,
 const OTHERS_EVERY: u32 = 3;
+/// and about so many in all are enough for them.
+const OTHERS_ROUNDS: u32 = 20;
 /// At most this part of the time of QEMU's microvm.
 const TIME_BAR: f64 = 0.8;
 /// Anonymous memory and mapped files of the VMM, without guest RAM, in MiB.
@@ -66,13 +68,14 @@ fn run(args: &Args) -> Result<()> {
     let mut times = vec![Vec::new(); boots.len()];
     let (mut small, mut large) = (Vec::new(), Vec::new());
     let mut order = SplitMix64(args.seed);
+    let others_every = (args.runs / OTHERS_ROUNDS).max(OTHERS_EVERY);
     for round in 0..=args.runs {
         eprintln!(
             "boot-bench: round {round} of {}{}",
             args.runs,
             if round == 0 { " (warm-up)" } else { "" }
         );
-        let with_others = round % OTHERS_EVERY == 0;
+        let with_others = round % others_every == 0;
         let now = |boot: &Boot| with_others || matches!(*boot, Boot::NOWAIT | Boot::Microvm);
         let mut this_round: Vec<_> =
             boots.iter().zip(&mut times).filter(|(boot, _)| now(boot)).collect();
