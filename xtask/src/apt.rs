@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::{env, fs};
+use std::time::{Duration, Instant};
+use std::{env, fmt, fs, thread};
 
 use anyhow::{Context, Result, bail};
 
 use crate::exit::{self, Exit};
 use crate::progress::Step;
-use crate::{apt_cache, child, paths, progress};
+use crate::{apt_cache, child, paths, progress, signals};
 
 /// A package at a version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,20 +66,75 @@ pub(crate) fn candidate(name: &str) -> Result<Option<Package>> {
         .map(|version| Package { name: name.to_owned(), version: version.to_owned() }))
 }
 
+/// The same; with fresh lists where those at hand have none.
+pub(crate) fn wanted(name: &str) -> Result<Package> {
+    if let Some(package) = candidate(name)? {
+        return Ok(package);
+    }
+    update()?;
+    candidate(name)?.ok_or_else(|| {
+        let message = format!("no package {name} can be had from the apt sources of this system");
+        Exit::error(exit::CANNOT, message)
+    })
+}
+
 /// `apt-get update`, once per process.
 pub(crate) fn update() -> Result<()> {
     static DONE: std::sync::Once = std::sync::Once::new();
     let mut result = Ok(());
     DONE.call_once(|| {
+        const UPDATE: [&str; 3] = ["apt-get", "-q", "update"];
         progress::line("apt", "fetching the package lists: apt-get update");
-        result = as_root(&["apt-get", "-q", "update"]);
+        result = as_root(&UPDATE).or_else(|error| {
+            // Others fetch them, too (unattended-upgrades after a boot), and apt does not wait for the lists' lock.
+            progress::line("apt", &format!("{error:#}; once more in {} s", PAUSE.as_secs()));
+            pause()?;
+            as_root(&UPDATE)
+        });
     });
     result
+}
+
+/// Between two tries to fetch the package lists.
+const PAUSE: Duration = Duration::from_secs(20);
+
+fn pause() -> Result<()> {
+    let end = Instant::now() + PAUSE;
+    while Instant::now() < end {
+        signals::check()?;
+        thread::sleep(child::POLL);
+    }
+    Ok(())
+}
+
+/// A package that could not be downloaded: most often the lists are older than the mirror.
+#[derive(Debug)]
+struct NotDownloaded(String);
+
+impl fmt::Display for NotDownloaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Does `what`, which looks packages up and unpacks them; once more with fresh lists where one is not to be had.
+pub(crate) fn downloading<T>(what: impl Fn() -> Result<T>) -> Result<T> {
+    match what() {
+        Err(error) if error.is::<NotDownloaded>() => {
+            signals::check()?;
+            progress::line("apt", &format!("{error:#}; once more with fresh package lists"));
+            update()?;
+            what()
+        }
+        done => done,
+    }
 }
 
 /// Installs packages. What apt would have to remove for it may be among `ours`, which are installed
 /// again at the version that fits; anything else is not ours to remove.
 pub(crate) fn install(packages: &[String], ours: &[&str]) -> Result<()> {
+    // Others install, too: apt waits that long for them, in seconds.
+    const LOCK: [&str; 2] = ["-o", "DPkg::Lock::Timeout=600"];
     let words = ["-q", "install", "-y", "--no-install-recommends"];
     let words = || words.into_iter().chain(packages.iter().map(String::as_str));
     // A simulation needs no root. One that fails says nothing about removals: the real one tells why.
@@ -104,7 +160,7 @@ pub(crate) fn install(packages: &[String], ours: &[&str]) -> Result<()> {
             ),
         ));
     }
-    let command: Vec<&str> = ["apt-get"].into_iter().chain(words()).collect();
+    let command: Vec<&str> = ["apt-get"].into_iter().chain(LOCK).chain(words()).collect();
     as_root(&command)
 }
 
@@ -138,7 +194,7 @@ fn as_root(arguments: &[&str]) -> Result<()> {
         .stdout(std::io::stderr())
         .status()
         .context("cannot start apt-get")?;
-    crate::signals::check()?;
+    signals::check()?;
     if !status.success() {
         return Err(Exit::error(
             exit::CANNOT,
@@ -160,7 +216,10 @@ pub(crate) fn unpack(step: &Step, package: &Package, dir: &Path, log: &Path) -> 
         command.args(["-o", "APT::Sandbox::User=root"]);
     }
     command.arg(format!("{}={}", package.name, package.version)).current_dir(&download);
-    child::run(step, &mut command, log)?;
+    child::run(step, &mut command, log).map_err(|error| {
+        let what = format!("cannot download {} {}", package.name, package.version);
+        error.context(NotDownloaded(what))
+    })?;
     let file = only_file(&download)?;
     step.note(&format!("unpacking {}", package.name));
     child::run(step, Command::new("dpkg-deb").arg("-x").arg(&file).arg(dir), log)?;
@@ -185,7 +244,15 @@ pub(crate) fn require_x86_64() -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::removals;
+    use super::{NotDownloaded, removals};
+
+    #[test]
+    fn a_failed_download_is_told_from_other_errors() {
+        let error = anyhow::anyhow!("apt-get failed").context(NotDownloaded("cannot".to_owned()));
+        assert_eq!(format!("{error:#}"), "cannot: apt-get failed");
+        assert!(error.is::<NotDownloaded>());
+        assert!(!anyhow::anyhow!("make failed").is::<NotDownloaded>());
+    }
 
     #[test]
     fn a_simulation_tells_what_would_go() {

@@ -166,7 +166,7 @@ impl Options {
         let images = images::images()?;
         let (code, report) = match accel::choose(self.force, &nowait)? {
             Accel::Host => {
-                let report = paths::target().join(format!("bench-{bench}.json"));
+                let report = paths::target().join(format!("{bench}-bench.json"));
                 let mut command = on_host_command(&program, &nowait, &images)?;
                 command.arg("--json").arg(&report).args(&self.rest);
                 trace.iter().for_each(|trace| {
@@ -191,6 +191,7 @@ impl Options {
                 if bench == "peers" {
                     run.hold.nbd()?;
                 }
+                run.waits = true;
                 run.memory_mib = MEMORY_MIB;
                 run.timeout = TIMEOUT;
                 let code = run.go()?;

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, flock, syncfs};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
@@ -69,12 +69,7 @@ pub(crate) fn entry(
 /// Makes the files durable, then gives the directory its name.
 fn publish(temporary: &Path, dir: &Path) -> Result<()> {
     let fail = || format!("cannot store {}", dir.display());
-    for file in fs::read_dir(temporary).with_context(fail)? {
-        let path = file.with_context(fail)?.path();
-        if path.is_file() {
-            File::open(&path).and_then(|file| file.sync_all()).with_context(fail)?;
-        }
-    }
+    syncfs(File::open(temporary).with_context(fail)?).with_context(fail)?;
     fs::rename(temporary, dir).with_context(fail)
 }
 

@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use crate::progress::Step;
 use crate::signals;
@@ -30,6 +30,8 @@ const QUEUE_LINES: usize = 1024;
 /// A running child that is ended, with its process group, when this is dropped.
 pub(crate) struct Group {
     child: Child,
+    /// Once it has ended.
+    status: Option<ExitStatus>,
 }
 
 impl Group {
@@ -39,7 +41,7 @@ impl Group {
         let child = command
             .spawn()
             .with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))?;
-        Ok(Group { child })
+        Ok(Group { child, status: None })
     }
 
     /// The child, for its pipes.
@@ -47,15 +49,27 @@ impl Group {
         &mut self.child
     }
 
-    /// The exit status, if it has ended.
+    /// The exit status, if it has ended. Whatever it left behind in its group is ended then: it would hold
+    /// the pipes, and run on.
     pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        self.child.try_wait().context("cannot wait for a child")
+        if self.status.is_some() {
+            return Ok(self.status);
+        }
+        // Not reaped by this: as long as it is not, the group's number is nobody else's.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let ended = waitid(WaitId::Pid(Pid::from_child(&self.child)), options);
+        if ended.context("cannot wait for a child")?.is_some() {
+            self.kill();
+        }
+        Ok(self.status)
     }
 
     /// Ends the group at once, for a child that has nothing to put in order.
     pub(crate) fn kill(&mut self) {
-        let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
-        let _ = self.child.wait();
+        if self.status.is_none() {
+            let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+            self.status = self.child.wait().ok();
+        }
     }
 
     /// Ends the group: SIGTERM, then SIGKILL.
@@ -64,7 +78,7 @@ impl Group {
         let _ = kill_process_group(group, Signal::TERM);
         let deadline = Instant::now() + GRACE;
         while Instant::now() < deadline {
-            if !matches!(self.child.try_wait(), Ok(None)) {
+            if !matches!(self.ended(), Ok(None)) {
                 return;
             }
             thread::sleep(POLL);
@@ -75,7 +89,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) {
+        if matches!(self.ended(), Ok(None)) {
             self.end();
         }
     }
@@ -271,5 +285,37 @@ fn read_lines(mut reader: BufReader<impl Read>, sender: &SyncSender<String>) {
             return;
         }
         line.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_child_leaves_behind_ends_with_it() {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let start = Instant::now();
+        let mut shell = Command::new("sh");
+        // It holds the pipe that is read to its end.
+        let code = foreground_logged(shell.args(["-c", "sleep 60 & echo $!; exit 7"]), log.path());
+        assert_eq!(code.unwrap(), 7);
+        assert!(start.elapsed() < Duration::from_secs(30));
+        let left = std::fs::read_to_string(log.path()).unwrap();
+        let left = Path::new("/proc").join(left.trim()).join("stat");
+        // Gone, or a zombie that init has not looked at yet.
+        let gone = || std::fs::read_to_string(&left).map_or(true, |stat| stat.contains(") Z "));
+        while !gone() {
+            assert!(start.elapsed() < Duration::from_secs(30));
+            thread::sleep(POLL);
+        }
+    }
+
+    #[test]
+    fn a_child_that_does_not_end_is_ended() {
+        let mut group = Group::spawn(Command::new("sleep").arg("60")).unwrap();
+        assert!(group.ended().unwrap().is_none());
+        group.end();
+        assert_eq!(group.ended().unwrap().unwrap().signal(), Some(15));
     }
 }

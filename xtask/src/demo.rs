@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 use clap::Args;
 
 use crate::accel::{self, Accel, Force};
-use crate::{binaries, child, images, nested, paths, setup};
+use crate::{binaries, child, images, nested, paths, setup, signals};
 
 /// What is measured if nothing else is asked for: a preset of `nowait stall`.
 const SCENARIO: &str = "quick";
@@ -169,6 +169,7 @@ pub(crate) fn demo(options: &Options) -> Result<u8> {
     for (_, _, file) in outputs.iter().filter(|(_, _, file)| *file != page) {
         paths::check_writable(file)?;
     }
+    let start = SystemTime::now();
     setup::setup()?;
     let nowait = binaries::nowait()?;
     let images = images::images()?;
@@ -206,30 +207,48 @@ pub(crate) fn demo(options: &Options) -> Result<u8> {
             if let Some(file) = &options.baseline {
                 run.hold.add(file, "given/baseline.json");
             }
-            let code = run.go()?;
+            run.waits = true;
+            run.grace = Duration::from_secs(TIME_TO_WRITE_S / 2);
+            let ended = run.go();
+            let code = match &ended {
+                Ok(code) => *code,
+                Err(_) if signals::seen().is_some() => STOPPED,
+                Err(_) => return ended,
+            };
             // What was measured is there also when it is partial, or a gate failed.
-            let partial = [GATE, STOPPED, MEASUREMENT].contains(&code);
+            let partial = WITH_RESULTS.contains(&code);
             for (_, name, file) in &outputs {
                 match run.bring(name, file) {
-                    Err(_) if code != 0 && !partial => {}
+                    Err(_) if !partial || ended.is_err() => {}
                     brought => brought?,
                 }
             }
-            code
+            // By a signal: with its code, not with that of the command.
+            match ended {
+                Ok(_) => code,
+                Err(stopped) => {
+                    show_page(&outputs, start);
+                    return Err(stopped);
+                }
+            }
         }
     };
-    if let Some((_, _, file)) = outputs.iter().find(|(option, ..)| *option == "--html")
-        && file.is_file()
-    {
-        eprintln!("xtask: the page with its plots: {}", file.display());
-    }
+    show_page(&outputs, start);
     Ok(code)
 }
 
-/// Exit codes of `nowait stall` with results: a gate failed; a signal ended it; runs are incomplete.
-const GATE: u8 = 3;
+/// Says where the page is, if there is one that was written since `start`.
+fn show_page(outputs: &[Output<'_>], start: SystemTime) {
+    if let Some((_, _, file)) = outputs.iter().find(|(option, ..)| *option == "--html")
+        && file.metadata().and_then(|data| data.modified()).is_ok_and(|time| time >= start)
+    {
+        eprintln!("xtask: the page with its plots: {}", file.display());
+    }
+}
+
+/// Exit codes of `nowait stall` with results: all well; a gate failed; a signal ended it; runs are incomplete.
+const WITH_RESULTS: [u8; 4] = [0, 3, STOPPED, 18];
 const STOPPED: u8 = 16;
-const MEASUREMENT: u8 = 18;
 
 #[cfg(test)]
 mod tests {

@@ -63,8 +63,13 @@ pub(crate) fn write(file: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
     fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// Copies a file.
+/// Copies a file; one onto itself is left alone, which `fs::copy` would empty.
 pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
+    if let (Ok(from), Ok(to)) = (fs::canonicalize(from), fs::canonicalize(to))
+        && from == to
+    {
+        return Ok(());
+    }
     fs::copy(from, to)
         .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
     Ok(())
@@ -100,4 +105,19 @@ pub(crate) fn check_writable(file: &Path) -> Result<()> {
         fs::remove_file(file).map_err(|error| fail(error.to_string()))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_copied_onto_itself_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, other) = (dir.path().join("a"), dir.path().join("b"));
+        write(&file, "figures").unwrap();
+        copy(&file, &dir.path().join(".").join("a")).unwrap();
+        copy(&file, &other).unwrap();
+        assert_eq!([read(&file).unwrap(), read(&other).unwrap()], [b"figures"; 2]);
+    }
 }

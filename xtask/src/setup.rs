@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::exit::{self, Exit};
-use crate::{apt, paths, progress};
+use crate::{apt, cache, paths, progress};
 
 /// One thing that is needed.
 pub(crate) struct Need {
@@ -22,7 +22,7 @@ const fn need(package: &'static str, shown_by: &'static str, why: &'static str) 
     Need { package, shown_by, why }
 }
 
-const NEEDS: [Need; 18] = [
+const NEEDS: [Need; 17] = [
     need("binutils", "objcopy", "the test kernel"),
     need("gcc", "gcc", "guest kernel"),
     need("g++", "g++", "fuzzing (libFuzzer)"),
@@ -34,7 +34,6 @@ const NEEDS: [Need; 18] = [
     need("libelf-dev", "/usr/include/libelf.h", "guest kernel (objtool)"),
     need("xz-utils", "xz", "unpacking kernel source and modules"),
     need("bzip2", "bzip2", "unpacking Ubuntu's kernel source"),
-    need("busybox-static", "busybox", "the initramfs's shell"),
     need("libclang-dev", "/usr/lib/llvm*/lib/libclang.so", "building the userfaultfd crate"),
     need("qemu-system-x86", "qemu-system-x86_64", "the nested machine"),
     need("qemu-utils", "qemu-nbd", "tests of the nbd store"),
@@ -57,6 +56,10 @@ pub(crate) fn setup() -> Result<()> {
     if distribution().contains("ubuntu") {
         names.push(UBUNTU.package);
     }
+    if apt::missing(&names)?.is_empty() {
+        return Ok(());
+    }
+    let _lock = cache::lock(&paths::cache()?.join("setup.lock"))?;
     for _ in 0..ROUNDS {
         let missing = apt::missing(&names)?;
         if missing.is_empty() {

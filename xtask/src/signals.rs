@@ -32,8 +32,26 @@ pub(crate) fn seen() -> Option<u8> {
 
 /// Fails with `128 + signal` once a signal came.
 pub(crate) fn check() -> Result<()> {
-    match seen() {
-        None => Ok(()),
-        Some(signal) => Err(Exit::error(128 + signal, format!("stopped by signal {signal}"))),
+    seen().map_or(Ok(()), |signal| Err(stopped_by(signal)))
+}
+
+/// The error of a signal.
+pub(crate) fn stopped_by(signal: u8) -> anyhow::Error {
+    Exit::error(128 + signal, format!("stopped by signal {signal}"))
+}
+
+/// The signal that asked us to stop, if one came, for somebody who looks for another one meanwhile and then
+/// [puts it back](put_back).
+pub(crate) fn take() -> Option<u8> {
+    match SEEN.get().map_or(0, |seen| seen.swap(0, Ordering::Relaxed)) {
+        0 => None,
+        signal => u8::try_from(signal).ok(),
+    }
+}
+
+/// The signal was not answered yet.
+pub(crate) fn put_back(signal: u8) {
+    if let Some(seen) = SEEN.get() {
+        seen.store(signal.into(), Ordering::Relaxed);
     }
 }

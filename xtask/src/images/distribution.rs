@@ -30,19 +30,21 @@ pub(crate) struct DistributionKernel {
 /// The newest kernel package that will do, unpacked.
 pub(crate) fn distribution_kernel() -> Result<DistributionKernel> {
     apt::require("the nested machine's kernel")?;
-    let packages = packages()?;
-    let mut key = Key::default().with("recipe", RECIPE);
-    for package in &packages {
-        key = key.with(&package.name, &package.version);
-    }
-    let dir = cache::entry("distribution-kernel", key, |dir| {
-        let step = Step::begin("distribution kernel", &packages[0].name);
-        let log = paths::log("distribution-kernel")?;
+    let dir = apt::downloading(|| {
+        let packages = packages()?;
+        let mut key = Key::default().with("recipe", RECIPE);
         for package in &packages {
-            apt::unpack(&step, package, dir, &log)?;
+            key = key.with(&package.name, &package.version);
         }
-        step.done(&format!("{} {}", packages[0].name, packages[0].version));
-        Ok(())
+        cache::entry("distribution-kernel", key, |dir| {
+            let step = Step::begin("distribution kernel", &packages[0].name);
+            let log = paths::log("distribution-kernel")?;
+            for package in &packages {
+                apt::unpack(&step, package, dir, &log)?;
+            }
+            step.done(&format!("{} {}", packages[0].name, packages[0].version));
+            Ok(())
+        })
     })?;
     // With merged /usr the modules may be below usr/lib.
     let modules = ["lib/modules", "usr/lib/modules"]

@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
 use tempfile::NamedTempFile;
 
 use super::archive::Archive;
-use crate::{child, paths};
+use crate::cache::{self, Key};
+use crate::progress::Step;
+use crate::{apt, child, paths};
 
 /// Writes `initramfs.cpio` into `dir`; the file changes its name only when it is complete.
 pub(crate) fn guest_initramfs(dir: &Path, agent: &Path) -> Result<PathBuf> {
@@ -31,15 +33,29 @@ pub(crate) fn guest_initramfs(dir: &Path, agent: &Path) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// busybox, which must need no library.
+/// busybox, which must need no library: this system's own if it is so. Otherwise one from a package that is
+/// not installed, since it would take the place of the busybox that others here need.
 pub(crate) fn static_busybox() -> Result<PathBuf> {
-    let Some(busybox) = paths::program("busybox") else {
-        bail!("no busybox: run `cargo xtask setup`");
-    };
-    if has_interpreter(&paths::read(&busybox)?) {
-        bail!("{} is not static: install the package busybox-static", busybox.display());
+    const PACKAGE: &str = "busybox-static";
+    if let Some(busybox) = paths::program("busybox")
+        && !has_interpreter(&paths::read(&busybox)?)
+    {
+        return Ok(busybox);
     }
-    Ok(busybox)
+    apt::require("a static busybox")?;
+    let dir = apt::downloading(|| {
+        let package = apt::wanted(PACKAGE)?;
+        let key = Key::default().with(PACKAGE, &package.version);
+        cache::entry("busybox", key, |dir| {
+            let step = Step::begin("busybox", PACKAGE);
+            apt::unpack(&step, &package, dir, &paths::log("busybox")?)?;
+            step.done(&format!("{PACKAGE} {}", package.version));
+            Ok(())
+        })
+    })?;
+    // With merged /usr it may be below usr/bin.
+    let mut files = ["bin/busybox", "usr/bin/busybox"].iter().map(|file| dir.join(file));
+    files.find(|file| file.is_file()).with_context(|| format!("no busybox in {}", dir.display()))
 }
 
 /// Whether a 64-bit ELF program names a loader (a PT_INTERP program header; elf(5)).

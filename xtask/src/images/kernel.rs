@@ -26,14 +26,16 @@ pub(crate) fn guest_kernel() -> Result<PathBuf> {
     apt::require("the guest kernel's source")?;
     let fragment_file = paths::root().join("images/kernel/guest.config");
     let fragment = paths::read(&fragment_file)?;
-    let source = source_package()?;
     let gcc = child::output(Command::new("gcc").arg("--version"))?;
-    let key = Key::default()
-        .with("fragment", &fragment)
-        .with("source", format!("{} {}", source.name, source.version))
-        .with("gcc", gcc.lines().next().unwrap_or_default())
-        .with("recipe", RECIPE);
-    let dir = cache::entry("kernel", key, |dir| build(dir, &source, &fragment_file))?;
+    let dir = apt::downloading(|| {
+        let source = source_package()?;
+        let key = Key::default()
+            .with("fragment", &fragment)
+            .with("source", format!("{} {}", source.name, source.version))
+            .with("gcc", gcc.lines().next().unwrap_or_default())
+            .with("recipe", RECIPE);
+        cache::entry("kernel", key, |dir| build(dir, &source, &fragment_file))
+    })?;
     Ok(dir.join("vmlinux"))
 }
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 pub(crate) use archive::Archive;
 pub(crate) use distribution::{DistributionKernel, distribution_kernel};
@@ -48,9 +48,12 @@ pub(crate) fn images() -> Result<Images> {
 
 /// The test kernel as Multiboot 1 wants it: the same program in an ELF32 file.
 fn test_kernel(elf64: &Path, elf32: &Path) -> Result<()> {
+    // Somebody may be booting the one that is there.
+    let temporary = NamedTempFile::new_in(elf32.parent().unwrap_or(Path::new(".")))?;
     let mut objcopy = Command::new("objcopy");
-    objcopy.args(["-O", "elf32-i386"]).arg(elf64).arg(elf32);
+    objcopy.args(["-O", "elf32-i386"]).arg(elf64).arg(temporary.path());
     child::output(&mut objcopy).context("the test kernel cannot be made ELF32")?;
+    temporary.persist(elf32)?;
     Ok(())
 }
 

@@ -52,7 +52,10 @@ else
     stdout=$!
     (trap '' TERM; exec cat /run/stderr > /dev/vport0p2) &
     stderr=$!
-    setsid sh /nowait/command < /dev/null > /run/stdout 2> /run/stderr
+    # A line from outside asks for the command's end. In the foreground, for in the background a shell has it
+    # ignore SIGINT.
+    (read -r _ < /dev/ttyS0 && kill -TERM -- "-$(cat /run/command)") &
+    setsid sh -c 'echo $$ > /run/command; exec sh /nowait/command' < /dev/null > /run/stdout 2> /run/stderr
     status=$?
     # Processes left over still hold the pipes: at most 2 s for them.
     kill -TERM -1

@@ -87,6 +87,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) memory_mib: u32,
     /// It is ended after this time.
     pub(crate) timeout: Duration,
+    /// After a signal it is asked to end, and gets this much time for it.
+    pub(crate) grace: Duration,
     /// The user's terminal becomes the command's.
     pub(crate) interactive: bool,
     /// Others run at the same time, and write to the same terminal.
@@ -132,12 +134,28 @@ impl Machine<'_> {
             child::pump(stdout, out, &self.out.join("stdout.log"))?,
             child::pump(stderr, err, &self.out.join("stderr.log"))?,
         ];
+        let mut stopping: Option<(u8, Instant)> = None;
         let ended = loop {
             if let Some(status) = group.ended()? {
                 break Ok(status);
             }
-            if let Err(stopped) = signals::check() {
-                break Err(stopped);
+            if let Some(signal) = signals::take() {
+                // With a second one there is no more waiting.
+                let until = match stopping {
+                    Some(_) => Instant::now(),
+                    None => Instant::now() + self.grace,
+                };
+                stopping = Some((signal, until));
+                if !self.grace.is_zero() {
+                    let say = "asking for what there is; a second signal ends it at once";
+                    progress::line("nested", say);
+                    nudge.ask_to_stop();
+                }
+            }
+            if let Some((signal, until)) = stopping
+                && Instant::now() >= until
+            {
+                break Err(signals::stopped_by(signal));
             }
             if leave.as_ref().is_some_and(|leave| leave.load(Ordering::Relaxed)) {
                 break Err(Exit::error(exit::MACHINE, "left the nested machine (Ctrl-A X)"));
@@ -155,8 +173,12 @@ impl Machine<'_> {
             let _ = pump.join();
         }
         drop(raw);
+        if let Some((signal, _)) = stopping {
+            signals::put_back(signal);
+        }
         let status = ended?;
         self.unpack()?;
+        signals::check()?;
         if let Some(code) = self.status()? {
             return Ok(code);
         }

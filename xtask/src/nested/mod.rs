@@ -48,6 +48,10 @@ pub(crate) struct Run {
     pub(crate) terminal: bool,
     /// Others run at the same time.
     pub(crate) beside_others: bool,
+    /// Another run that writes to the same place is waited for, not refused.
+    pub(crate) waits: bool,
+    /// After a signal the command gets a SIGTERM and this much time to write its results.
+    pub(crate) grace: Duration,
 }
 
 impl Run {
@@ -62,12 +66,14 @@ impl Run {
             out: paths::target().join(name),
             terminal: false,
             beside_others: false,
+            waits: false,
+            grace: Duration::ZERO,
         }
     }
 
     /// Runs it; the command's exit status. What it wrote into /results is in `<out>/results`.
     pub(crate) fn go(&self) -> Result<u8> {
-        let _lock = prepare(&self.out)?;
+        let _lock = prepare(&self.out, self.waits)?;
         let kernel = images::distribution_kernel()?;
         let base = base::base(&kernel)?;
         let initrd = self.out.join("initrd.cpio");
@@ -78,6 +84,7 @@ impl Run {
             initrd: &initrd,
             memory_mib: self.memory_mib,
             timeout: self.timeout,
+            grace: self.grace,
             interactive,
             beside_others: self.beside_others,
             out: &self.out,
@@ -127,7 +134,7 @@ pub(crate) fn default_timeout() -> Duration {
 }
 
 /// The output directory, empty of an earlier run and locked against another.
-fn prepare(out: &Path) -> Result<File> {
+fn prepare(out: &Path, waits: bool) -> Result<File> {
     let mark = out.join(MARK);
     let occupied = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
     if occupied && !mark.exists() {
@@ -142,7 +149,8 @@ fn prepare(out: &Path) -> Result<File> {
     std::fs::create_dir_all(out).map_err(|error| {
         Exit::error(exit::OPERAND, format!("cannot make the directory {}: {error}", out.display()))
     })?;
-    let Some(lock) = cache::try_lock(&mark)? else {
+    let lock = if waits { Some(cache::lock(&mark)?) } else { cache::try_lock(&mark)? };
+    let Some(lock) = lock else {
         return Err(Exit::error(
             exit::OPERAND,
             format!(

@@ -4,7 +4,8 @@
 //! QEMU's TCG (7.2) can lose an interrupt that its I/O thread raises while the CPU's thread is in an
 //! SVM helper: both change `interrupt_request`, one of them without the lock. If it was the timer's,
 //! an idle machine sleeps until some other interrupt comes, which may be never. One host CPU for both
-//! threads makes that rare; this bounds it. The byte is XON, which the terminal layer swallows.
+//! threads makes that rare; this bounds it. The byte is XON, which the terminal layer swallows. A whole line
+//! on the same way asks the machine to end its command (init.sh).
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -39,6 +40,13 @@ impl Nudge {
         self.dir.path().join("serial")
     }
 
+    /// Asks for the end of the command. A machine that cannot be reached any more needs no asking.
+    pub(crate) fn ask_to_stop(&mut self) {
+        if let Some(line) = &mut self.line {
+            let _ = line.write_all(STOP);
+        }
+    }
+
     /// Sends the byte if it is time, and takes what the machine has said: QEMU keeps the log.
     pub(crate) fn poll(&mut self) {
         if self.last.elapsed() < INTERVAL {
@@ -55,6 +63,9 @@ impl Nudge {
         }
     }
 }
+
+/// What the machine takes for "end the command".
+const STOP: &[u8] = b"stop\n";
 
 /// `None` while QEMU does not listen yet.
 fn connect(socket: &Path) -> Option<UnixStream> {
@@ -95,6 +106,10 @@ mod tests {
         let mut byte = [0];
         machine.read_exact(&mut byte).unwrap();
         assert_eq!(byte, [XON]);
+        nudge.ask_to_stop();
+        let mut line = [0; STOP.len()];
+        machine.read_exact(&mut line).unwrap();
+        assert_eq!(line, STOP);
         // One that talks and does not listen.
         machine.write_all(&[b'x'; 10_000]).unwrap();
         for _ in 0..3 {

@@ -6,14 +6,14 @@ use std::process::Command;
 use std::time::Duration;
 use std::{env, fs, thread};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::libtest::{self, Counts, Parser};
 use crate::accel::{self, Accel, Force};
 use crate::binaries::Executable;
 use crate::exit::{self, Exit};
 use crate::images::Images;
-use crate::{binaries, child, images, nested, paths, progress, signals};
+use crate::{binaries, cache, child, images, nested, paths, progress, signals};
 
 /// Which guest tests, and how.
 #[derive(Clone, Copy)]
@@ -48,6 +48,7 @@ pub(super) fn run(force: Force, selection: Selection<'_>) -> Result<Counts> {
             exit::OPERAND,
             format!("--guests '{text}': no guest test has this in its name"),
         )),
+        None if counts.is_empty() => bail!("no guest test has run"),
         _ => Ok(counts),
     }
 }
@@ -61,22 +62,21 @@ fn on_host(
     tests: &[Executable],
     selection: Selection<'_>,
 ) -> Result<Counts> {
-    let mut parser = Parser::default();
-    let mut failed = None;
+    let dir = paths::target().join("test");
+    paths::create_dir(&dir)?;
+    let _lock = cache::lock(&dir.join("host.lock"))?;
+    let mut sum = Counts::default();
     for test in tests {
-        let log = paths::log(&format!("guest-tests-{}", test.name))?;
+        let log = dir.join(format!("{}.log", test.name));
         let mut command = on_host_command(&test.file, nowait, images)?;
         command.envs(selection.environment.iter().copied());
-        let code = child::foreground_logged(
-            command.args(["--color", "never"]).args(selection.filter),
-            &log,
-        )?;
-        read(&mut parser, &log)?;
-        if code != 0 {
-            failed = Some(format!("{} ended with exit code {code}", test.name));
-        }
+        // One after the other, as in the nested machine: many measure, and some have the host for themselves.
+        command.args(["--color", "never", "--test-threads", "1"]).args(selection.filter);
+        let code = child::foreground_logged(&mut command, &log)?;
+        let failed = (code != 0).then(|| format!("{} ended with exit code {code}", test.name));
+        sum.add(counts(&log, failed)?);
     }
-    Ok(finish(parser, failed))
+    Ok(sum)
 }
 
 /// A program that finds `nowait` and the images where it would find them in the nested machine.
@@ -139,6 +139,7 @@ fn machine(
     let name = if number == 0 { "test".to_owned() } else { format!("test-{}", number + 1) };
     let mut run = nested::Run::new(&name, words.map(str::to_owned).collect());
     run.timeout = selection.timeout;
+    run.waits = true;
     run.beside_others = machines > 1;
     run.environment.push(("NOWAIT_SHARE".into(), format!("{}/{machines}", number + 1)));
     let environment = selection.environment.iter();
@@ -188,10 +189,6 @@ fn share(mut run: nested::Run) -> Result<Counts> {
         run.environment.push(("NOWAIT_SKIP".into(), done.to_string()));
         outcome = run.go();
     }
-    let mut parser = Parser::default();
-    if log.is_file() {
-        read(&mut parser, &log)?;
-    }
     let failed = match outcome {
         Ok(0) => None,
         Ok(code) => Some(format!("the guest tests ended with exit code {code}")),
@@ -200,20 +197,54 @@ fn share(mut run: nested::Run) -> Result<Counts> {
             Some(format!("{error:#}"))
         }
     };
-    sum.add(finish(parser, failed));
+    sum.add(counts(&log, failed)?);
     Ok(sum)
 }
 
-fn read(parser: &mut Parser, log: &Path) -> Result<()> {
-    let text = fs::read(log).with_context(|| format!("cannot read {}", log.display()))?;
-    String::from_utf8_lossy(&text).lines().for_each(|line| parser.line(line));
-    Ok(())
-}
-
-fn finish(parser: Parser, failed: Option<String>) -> Counts {
+/// What a log has, of a run that may have failed as a whole.
+fn counts(log: &Path, failed: Option<String>) -> Result<Counts> {
+    let text = match fs::read(log) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot read {}", log.display()));
+        }
+        read => read.unwrap_or_default(),
+    };
+    let text = String::from_utf8_lossy(&text);
+    let mut parser = Parser::default();
+    text.lines().for_each(|line| parser.line(line));
+    if parser.is_open() {
+        // It ended in the middle of a test, which has failed; those before it count.
+        let (mut counts, _) = libtest::so_far(&text);
+        counts.failed += 1;
+        let why = failed.unwrap_or_else(|| "it has not summed up".to_owned());
+        counts.failures.push(format!("a test program died: {why}"));
+        return Ok(counts);
+    }
     let mut counts = parser.finish();
     if let Some(what) = failed {
         counts.note_failure(what);
     }
-    counts
+    Ok(counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counts;
+
+    #[test]
+    fn what_ended_before_a_death_counts() {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let of = |text: &str, failed: Option<&str>| {
+            std::fs::write(log.path(), text).unwrap();
+            counts(log.path(), failed.map(str::to_owned)).unwrap()
+        };
+        let died =
+            of("running 4 tests\ntest a ... ok\ntest b ... FAILED\ntest c ... ", Some("timeout"));
+        assert_eq!(died.line(), "1 passed, 2 failed, 0 skipped");
+        assert_eq!(died.failures, ["b", "a test program died: timeout"]);
+        let summed_up = "running 1 test\ntest a ... ok\n\ntest result: ok. 1 passed; 0 failed\n";
+        assert_eq!(of(summed_up, None).line(), "1 passed, 0 failed, 0 skipped");
+        assert_eq!(of(summed_up, Some("died later")).line(), "1 passed, 1 failed, 0 skipped");
+        assert_eq!(of("", Some("no machine")).line(), "0 passed, 1 failed, 0 skipped");
+    }
 }

@@ -90,6 +90,11 @@ impl Parser {
         }
     }
 
+    /// A program began and has not summed up.
+    pub(crate) fn is_open(&self) -> bool {
+        self.open > 0
+    }
+
     /// The counts. A program that began and never summed up has died: a failed test.
     pub(crate) fn finish(self) -> Counts {
         let mut counts = self.counts;

@@ -11,6 +11,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::accel::Force;
+use crate::browser as browser_of_page;
 use crate::progress::{self, Step};
 use crate::{binaries, child, exit, fuzz, paths, setup, signals, tidy, tools};
 use guests::Selection;
@@ -31,6 +32,8 @@ pub(crate) struct Options {
 #[derive(Default)]
 struct Summary {
     counts: Counts,
+    /// The exit code of the first error that has one of its own.
+    code: Option<u8>,
     phases: Vec<(String, String, Duration)>,
 }
 
@@ -46,9 +49,8 @@ impl Summary {
                 "ok"
             }
             Err(error) => {
-                eprintln!("xtask: {name}: {error:#}");
-                self.counts.failed += 1;
-                self.counts.failures.push(format!("{name}: {error:#}"));
+                let failure = self.failure(name, error);
+                self.counts.add(failure);
                 "FAILED"
             }
         };
@@ -61,13 +63,19 @@ impl Summary {
         let start = Instant::now();
         let outcome = run();
         signals::check()?;
-        let counts = outcome.unwrap_or_else(|error| {
-            eprintln!("xtask: {name}: {error:#}");
-            Counts { failed: 1, failures: vec![format!("{name}: {error:#}")], ..Counts::default() }
-        });
+        let counts = outcome.unwrap_or_else(|error| self.failure(name, &error));
         self.phases.push((name.to_owned(), counts.line(), start.elapsed()));
         self.counts.add(counts);
         Ok(())
+    }
+
+    /// One failed test.
+    fn failure(&mut self, name: &str, error: &anyhow::Error) -> Counts {
+        let failure = format!("{name}: {error:#}");
+        eprintln!("xtask: {failure}");
+        let code = error.downcast_ref::<exit::Exit>().map(|exit| exit.code);
+        self.code = self.code.or(code);
+        Counts { failed: 1, failures: vec![failure], ..Counts::default() }
     }
 
     /// Prints everything; the exit code.
@@ -83,7 +91,11 @@ impl Summary {
             println!("failed: {failure}");
         }
         println!("{}", self.counts.line());
-        if self.counts.failed == 0 { 0 } else { exit::FAILED }
+        match self.counts.failed {
+            0 => 0,
+            1 => self.code.unwrap_or(exit::FAILED),
+            _ => exit::FAILED,
+        }
     }
 }
 
@@ -98,6 +110,8 @@ pub(crate) fn test(options: &Options) -> Result<u8> {
     }
     summary.check("setup", |_| {
         setup::setup()?;
+        // Now, while whoever is to give a password for sudo is there.
+        browser_of_page::browser()?;
         tools::cargo_deny().map(drop)
     })?;
     if summary.counts.failed > 0 {
