@@ -33,12 +33,37 @@ impl FromStr for Tolerance {
 pub(super) struct Earlier {
     schema: String,
     config: EarlierConfig,
+    #[serde(default)]
+    host: EarlierHost,
+    #[serde(default = "yes")]
+    complete: bool,
     summary: Vec<Group>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 struct EarlierConfig {
     scenario: Scenario,
+    #[serde(default)]
+    command: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct EarlierHost {
+    #[serde(default)]
+    accel: Option<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What a result has to be of, to be compared with.
+pub(super) struct Now<'a> {
+    pub(super) scenario: &'a Scenario,
+    /// The guest's command, if that is what is measured.
+    pub(super) command: &'a str,
+    /// What runs the guests.
+    pub(super) accel: &'a str,
 }
 
 /// Why an earlier result is no baseline.
@@ -61,14 +86,37 @@ pub enum BaselineError {
         /// What differs.
         what: String,
     },
+    /// It is a result of another guest command, or of none.
+    #[error("it measured {theirs}, this measures {ours}: a baseline has the same command")]
+    Command {
+        /// Its command.
+        theirs: String,
+        /// That of now.
+        ours: String,
+    },
+    /// It was measured where times are others.
+    #[error(
+        "it was measured with {theirs}, this is {ours}: a baseline comes from the same kind of machine"
+    )]
+    Accel {
+        /// What ran its guests.
+        theirs: String,
+        /// What runs them now.
+        ours: String,
+    },
+    /// Runs are missing in it.
+    #[error("it is partial: a baseline has all of its runs")]
+    Partial,
 }
 
 impl Earlier {
     /// Reads what `--json` wrote.
     ///
     /// # Errors
-    /// When it is something else, or of another scenario; how often modes had their turn may differ.
-    pub(super) fn parse(text: &str, scenario: &Scenario) -> Result<Self, BaselineError> {
+    /// When it is something else, partial, or of another scenario, command or kind of machine; how often
+    /// modes had their turn may differ.
+    pub(super) fn parse(text: &str, now: &Now<'_>) -> Result<Self, BaselineError> {
+        let scenario = now.scenario;
         let schema = |why: String| BaselineError::Schema { why };
         let value: serde_json::Value =
             serde_json::from_str(text).map_err(|error| schema(error.to_string()))?;
@@ -84,7 +132,7 @@ impl Earlier {
         let alike =
             Scenario { rounds: scenario.rounds, about: scenario.about.clone(), ..theirs.clone() };
         if alike == *scenario {
-            return Ok(earlier);
+            return earlier.comparable(now);
         }
         let json = |scenario: &Scenario| serde_json::to_value(scenario).unwrap_or_default();
         let (ours, alike) = (json(scenario), json(&alike));
@@ -95,6 +143,22 @@ impl Earlier {
         differ.dedup();
         let what = format!("; differing: {}", differ.join(", "));
         Err(BaselineError::Scenario { theirs: theirs.name.clone(), what })
+    }
+
+    fn comparable(self, now: &Now<'_>) -> Result<Self, BaselineError> {
+        let of = |command: &str| match command {
+            "" => "the scenario's threads".to_owned(),
+            command => format!("'{command}'"),
+        };
+        let (theirs, ours) = (of(&self.config.command), of(now.command));
+        if theirs != ours {
+            return Err(BaselineError::Command { theirs, ours });
+        }
+        if let Some(theirs) = self.host.accel.as_ref().filter(|accel| *accel != now.accel) {
+            let (theirs, ours) = (theirs.clone(), now.accel.to_owned());
+            return Err(BaselineError::Accel { theirs, ours });
+        }
+        if self.complete { Ok(self) } else { Err(BaselineError::Partial) }
     }
 
     /// Looks whether something is worse by more than the tolerance.
@@ -154,7 +218,7 @@ fn is_worse(
         now > before.value * (1.0 + tolerance)
     } else {
         let now = if sure { now.high } else { now.value };
-        now < before.value * (1.0 - tolerance)
+        now < before.value / (1.0 + tolerance)
     }
 }
 
@@ -172,7 +236,8 @@ mod tests {
             serde_json::json!({ "schema": schema, "config": { "scenario": scenario }, "summary": groups() })
                 .to_string()
         };
-        let good = Earlier::parse(&document("nowait.stall/1", &scenario), &scenario).unwrap();
+        let now = Now { scenario: &scenario, command: "", accel: "kvm" };
+        let good = Earlier::parse(&document("nowait.stall/1", &scenario), &now).unwrap();
         let tolerance: Tolerance = "10%".parse().unwrap();
         let result = good.judge(&groups(), tolerance);
         assert!(result.passed && result.compared == 16, "{result:?}");
@@ -187,7 +252,7 @@ mod tests {
         assert!(good.judge(&worse, "20%".parse().unwrap()).passed);
         assert!(!good.judge(&[], tolerance).passed);
 
-        let error = |text: &str| Earlier::parse(text, &scenario).unwrap_err().to_string();
+        let error = |text: &str| Earlier::parse(text, &now).unwrap_err().to_string();
         assert!(error("{").contains("it is no nowait.stall/1 result"));
         assert!(
             error(&document("nowait.stall/9", &scenario)).contains("its schema is nowait.stall/9")
@@ -196,7 +261,20 @@ mod tests {
         let other = Scenario { seed: 2, ..scenario.clone() };
         assert!(error(&document("nowait.stall/1", &other)).contains("differing: seed"));
         let more_often = Scenario { rounds: 9, ..scenario.clone() };
-        Earlier::parse(&document("nowait.stall/1", &more_often), &scenario).unwrap();
+        Earlier::parse(&document("nowait.stall/1", &more_often), &now).unwrap();
+
+        let with = |key: &str, value: serde_json::Value| {
+            let text = document("nowait.stall/1", &scenario);
+            let mut all: serde_json::Value = serde_json::from_str(&text).unwrap();
+            match key {
+                "command" => all["config"]["command"] = value,
+                key => all[key] = value,
+            }
+            error(&all.to_string())
+        };
+        assert!(with("command", "make A".into()).contains("measured 'make A', this measures the"));
+        assert!(with("host", serde_json::json!({ "accel": "nested" })).contains("with nested"));
+        assert!(with("complete", false.into()).contains("it is partial"));
     }
 
     #[test]

@@ -192,9 +192,22 @@ pub struct Failure {
     pub message: String,
 }
 
+/// What runs the guests, as far as whoever started us says.
+pub(super) fn accel_of_now() -> &'static str {
+    let nested = std::env::var(ACCEL_VARIABLE).is_ok_and(|value| value == ACCEL_NESTED);
+    if nested { ACCEL_NESTED } else { ACCEL_KVM }
+}
+
+/// What a guest said, as part of a line of ours: without control characters, which a terminal would obey, and
+/// not endless.
+fn one_line(text: &str) -> String {
+    const CHARS: usize = 400;
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(CHARS).collect()
+}
+
 impl Failure {
     pub(super) fn new(boot: Boot, message: String) -> Self {
-        Self { round: boot.round, apf: boot.apf, vcpus: boot.vcpus, message }
+        Self { round: boot.round, apf: boot.apf, vcpus: boot.vcpus, message: one_line(&message) }
     }
 }
 
@@ -202,14 +215,10 @@ impl Document {
     pub(super) fn new(args: &StallArgs, plan: &Plan) -> Self {
         // Read as a file: `uname -r` without the call.
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        let nested = std::env::var(ACCEL_VARIABLE).is_ok_and(|value| value == ACCEL_NESTED);
         let (scenario, checked) = (&plan.scenario, &plan.checked);
         Self {
             schema: SCHEMA,
-            host: Host {
-                kernel: kernel.trim().to_owned(),
-                accel: if nested { ACCEL_NESTED } else { ACCEL_KVM },
-            },
+            host: Host { kernel: kernel.trim().to_owned(), accel: accel_of_now() },
             config: Config {
                 kernel: args.kernel.display().to_string(),
                 scenario: scenario.clone(),
@@ -270,12 +279,13 @@ impl Run {
     ) -> Result<Self, HistogramError> {
         let mut merged = overrun::empty()?;
         let mut each = Vec::new();
-        for heartbeat in &result.heartbeats {
+        // Those of more vCPUs than there are would only cost memory.
+        for heartbeat in result.heartbeats.iter().take(boot.vcpus as usize + 1) {
             let overruns = overrun::decode(&heartbeat.overrun_us_hdr)?;
             merged.add(&overruns).map_err(|error| HistogramError::Library(error.to_string()))?;
             each.push((heartbeat, overruns));
         }
-        let problem = problem(boot, &result, &each);
+        let problem = problem(boot, &result, &each).map(|problem| one_line(&problem));
         let stall = Stall::new(boot, host)?;
         let accesses = match result.access_us_hdr.as_str() {
             "" => None,
@@ -365,7 +375,7 @@ fn problem(boot: Boot, result: &RunResult, each: &[(&Heartbeat, Overruns)]) -> O
     let mut cpus: Vec<u32> = each.iter().map(|(heartbeat, _)| heartbeat.cpu).collect();
     cpus.sort_unstable();
     if !cpus.iter().copied().eq(0..boot.vcpus) {
-        let heartbeats = size::count(each.len() as u64, "heartbeat");
+        let heartbeats = size::count(result.heartbeats.len() as u64, "heartbeat");
         return Some(format!("{heartbeats} of {}", size::count(boot.vcpus.into(), "vCPU")));
     }
     // Both ends of the run fall between deadlines.
@@ -378,6 +388,9 @@ fn problem(boot: Boot, result: &RunResult, each: &[(&Heartbeat, Overruns)]) -> O
                 "vCPU {cpu}: {samples} samples of {deadlines} deadlines where {due} were due"
             ));
         }
+    }
+    if each.iter().any(|(_, overruns)| overruns.is_empty()) {
+        return Some(format!("no heartbeat was due in its {} us", result.elapsed_us));
     }
     if kind == Kind::Command {
         return match (&result.status, &result.output) {
@@ -493,7 +506,7 @@ pub(super) mod tests {
         };
         assert_eq!(judge(|_| ()), None);
         assert_eq!(judge(|r| (r.elapsed_us, r.pages_touched) = (9_900, 100)), None);
-        let bad: [fn(&mut RunResult); 7] = [
+        let bad: [fn(&mut RunResult); 9] = [
             |r| drop(r.heartbeats.pop()),
             |r| r.heartbeats[1].cpu = 0,
             |r| r.heartbeats[0].deadlines = 9,
@@ -501,10 +514,26 @@ pub(super) mod tests {
             |r| r.elapsed_us = 9_900,
             |r| r.pages_touched = 0,
             |r| r.pages_touched = 101,
+            |r| r.heartbeats.extend(vec![r.heartbeats[0].clone(); 100]),
+            |r| {
+                let none = overrun::encode(&overrun::empty().unwrap()).unwrap();
+                r.workload.heartbeat_us = 1_000_000;
+                for heartbeat in &mut r.heartbeats {
+                    (heartbeat.deadlines, heartbeat.overrun_us_hdr) = (0, none.clone());
+                }
+            },
         ];
         for change in bad {
             assert!(judge(change).is_some());
         }
+    }
+
+    #[test]
+    fn what_a_guest_said_is_one_line_without_control_characters() {
+        let said = format!("a\u{1b}]52;c;x\u{7}\ngate passed\r{}", "y".repeat(10_000));
+        let message = Failure::new(BOOT, said).message;
+        assert!(message.starts_with("a ]52;c;x  gate passed y"), "{message}");
+        assert_eq!(message.chars().count(), 400);
     }
 
     #[test]

@@ -266,6 +266,9 @@ impl Metric {
             Quantity::Stall(_) | Quantity::StallShare if matches!(apf, Apf::Host | Apf::Kernel) => {
                 Some(format!("with {apf} stalls stay inside KVM: use overrun"))
             }
+            Quantity::Access(_) | Quantity::Pages if self.idle => {
+                Some("an idle guest touches no pages".into())
+            }
             Quantity::Access(_) | Quantity::Pages if command => {
                 Some("a command's touches of pages are not seen".into())
             }
@@ -401,6 +404,8 @@ pub(super) mod tests {
         assert!(refused("off.work < 1", &plain, false).contains("compute_per_cpu"));
         assert!(refused("kernel.stall.p99 > 1ms", &plain, false).contains("inside KVM"));
         assert!(refused("off.pages < 1", &plain, true).contains("command"));
+        assert!(refused("off.pages < 0.5 * off.idle.pages", &plain, false).contains("idle guest"));
+        assert!(refused("off.idle.access.p99 > 1ms", &plain, false).contains("idle guest"));
         gate("off.stall.p99 > 1ms").check(&plain, false).unwrap();
         gate("off.work < 1").check(&scenario("compute_per_cpu = 1"), false).unwrap();
     }

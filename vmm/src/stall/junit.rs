@@ -18,6 +18,11 @@ pub(super) fn render(document: &Document) -> Result<Vec<u8>, String> {
         let name = format!("{}, {} vCPUs, round {}", failure.apf, failure.vcpus, failure.round);
         runs.add_test_case(TestCase::new(name, failed(NonSuccessKind::Error, &failure.message)));
     }
+    let told = !document.failures.is_empty() || document.runs.iter().any(|run| !run.complete);
+    if !document.complete && !told {
+        let ended = failed(NonSuccessKind::Error, "it ended before all runs were made");
+        runs.add_test_case(TestCase::new("all runs", ended));
+    }
     report.add_test_suite(runs);
     if !document.gates.is_empty() {
         let mut gates = TestSuite::new(format!("{}: gates", document.config.scenario.name));
@@ -95,5 +100,17 @@ mod tests {
         let report = Report::deserialize_from_str(&xml).unwrap();
         assert_eq!((report.tests, report.failures, report.errors), (5, 2, 1));
         assert!(xml.contains("2 pages did not hold") && xml.contains("&lt;boom&gt;"), "{xml}");
+    }
+
+    #[test]
+    fn a_measurement_that_ended_early_is_an_error() {
+        let (_, mut document) = planned(&[]);
+        document.runs.push(Run::new(BOOT, result(&workload(Kind::Idle), 2), host()).unwrap());
+        let xml = String::from_utf8(render(&document).unwrap()).unwrap();
+        let report = Report::deserialize_from_str(&xml).unwrap();
+        assert_eq!((report.tests, report.failures, report.errors), (2, 0, 1));
+        document.complete = true;
+        let xml = String::from_utf8(render(&document).unwrap()).unwrap();
+        assert_eq!(Report::deserialize_from_str(&xml).unwrap().errors, 0);
     }
 }

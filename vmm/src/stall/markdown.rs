@@ -13,6 +13,10 @@ pub(super) fn render(document: &Document) -> Result<Vec<u8>, String> {
     if !document.complete {
         text.push_str("**Partial: runs are missing or incomplete.**\n\n");
     }
+    if document.data_errors() > 0 {
+        let errors = document.data_errors();
+        text.push_str(&format!("**{errors} pages did not hold what was written to them.**\n\n"));
+    }
     for gate in &document.gates {
         let mark = if gate.passed { "passed" } else { "**failed**" };
         text.push_str(&format!("- gate `{}`: {mark}\n", gate.gate));
@@ -78,6 +82,7 @@ mod tests {
         let (plan, mut document) = planned(&["--scenario", "quick"]);
         document.runs.push(Run::new(BOOT, result(&workload(Kind::User), 2), host()).unwrap());
         document.failures.push(Failure::new(BOOT, "<img src=x> @all `x`\n# y".into()));
+        document.runs[0].data_errors = 3;
         document.judge(&plan);
         let gate: Gate = "host.overrun.max > 1us".parse().unwrap();
         document.gates.push(gate.judge(&document.summary));
@@ -85,6 +90,7 @@ mod tests {
         for part in [
             "## nowait stall: quick",
             "**Partial",
+            "**3 pages did not hold what was written to them.**",
             "- gate `host.overrun.max > 1us`: **failed**\n  - 2 vCPUs, user, 1 thread",
             "| 2     | user     | 1       | host |",
             "&lt;img src=x&gt; \\@all \\`x\\` \\# y",

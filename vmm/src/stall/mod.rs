@@ -45,8 +45,8 @@ use crate::exit;
 use crate::operand;
 use crate::operand::FileId;
 use crate::output::OutputError;
-use baseline::Earlier;
 pub use baseline::{BaselineError, Tolerance};
+use baseline::{Earlier, Now};
 use child::{Child, Heard};
 pub use document::{
     ACCEL_NESTED, ACCEL_VARIABLE, CauseOfStalls, CommandEnd, Config, Document, Failure, Host, Run,
@@ -190,7 +190,9 @@ pub fn run(args: StallArgs) -> Result<Document, StallError> {
     let earlier = args.baseline.as_ref().map(|path| read_baseline(path, &plan)).transpose()?;
     let inputs = [("--kernel", &args.kernel), ("--initrd", &args.initrd)];
     let baseline = args.baseline.iter().map(|path| ("--baseline", path));
-    let inputs = inputs.into_iter().chain(baseline);
+    let scenario = args.scenario_file();
+    let scenario = scenario.iter().map(|path| ("--scenario", path));
+    let inputs = inputs.into_iter().chain(baseline).chain(scenario);
     let inputs: Vec<_> =
         inputs.filter_map(|(name, path)| Some((name, FileId::at(path)?))).collect();
     let outputs = Outputs::claim(&args, inputs)?;
@@ -222,7 +224,10 @@ fn read_baseline(path: &Path, plan: &Plan) -> Result<Earlier, StallError> {
     const BYTES: u64 = 256 << 20;
     operand::read_text(path, BYTES)
         .map_err(BaselineError::from)
-        .and_then(|text| Earlier::parse(&text, &plan.scenario))
+        .and_then(|text| {
+            let (scenario, command) = (&plan.scenario, plan.command());
+            Earlier::parse(&text, &Now { scenario, command, accel: document::accel_of_now() })
+        })
         .map_err(|source| StallError::Baseline { path: path.to_owned(), source })
 }
 

@@ -160,6 +160,12 @@ impl StallArgs {
         Ok((scenario, checked))
     }
 
+    /// The scenario's file, if it is none of the presets.
+    pub(super) fn scenario_file(&self) -> Option<PathBuf> {
+        let name = self.scenario.as_deref().filter(|name| Scenario::preset(name).is_none())?;
+        Some(PathBuf::from(name))
+    }
+
     fn scenario_text(&self) -> Result<(String, String), ScenarioError> {
         let Some(name) = &self.scenario else {
             return Ok(("the options".to_owned(), DEFAULT.to_owned()));
@@ -196,6 +202,11 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// The guest's command, if that is what is measured.
+    pub(super) fn command(&self) -> &str {
+        &self.command
+    }
+
     pub(super) fn new(args: &StallArgs) -> Result<Self, StallError> {
         let (scenario, checked) = args.scenario()?;
         let mut boots = Vec::new();

@@ -23,6 +23,8 @@ pub const PRESETS: [(&str, &str); 5] = [
     ("worst", include_str!("../../scenarios/worst.toml")),
 ];
 
+/// Heartbeats in a run, at least: with none it would have no overrun.
+const LEAST_HEARTBEATS: u32 = 10;
 /// The shortest and the longest run.
 const DURATION: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(600);
 /// The largest number of pages that the guest agent takes.
@@ -322,6 +324,10 @@ impl Scenario {
         let warm_up = time("warm_up", &self.warm_up, Duration::ZERO..=*DURATION.end())?;
         let beat = Duration::from_micros(100)..=Duration::from_secs(1);
         let heartbeat = time("heartbeat", &self.heartbeat, beat)?;
+        if heartbeat * LEAST_HEARTBEATS > duration {
+            let least = format!("at least {LEAST_HEARTBEATS} of them have to fit in a duration");
+            return Err(value("heartbeat", format!("{heartbeat:?} in {duration:?}: {least}")));
+        }
         if limit_bytes.is_none() {
             let only = |key, asked: bool| match asked {
                 true => Err(value(key, "it needs a resident_limit")),
@@ -476,6 +482,7 @@ mod tests {
             ("duration = \"2\"", "line 2: duration: '2' is not a time from 10ms to 600s"),
             ("duration = \"1h\"", "line 2: duration"),
             ("heartbeat = \"1us\"", "line 2: heartbeat"),
+            ("heartbeat = \"1s\"\nduration = \"5s\"", "line 2: heartbeat: 1s in"),
             ("warm_up = \"1s\"", "line 2: warm_up: it needs a resident_limit"),
             ("access = \"zipf\"", "line 2: access: it needs a resident_limit"),
             ("access = \"backwards\"", "line 2: access: unknown variant `backwards`"),
