@@ -154,7 +154,7 @@ impl Events {
         match (&before.reads, &now.reads) {
             (None, Some(why)) => {
                 pauser.change(|pauses| pauses.store = true);
-                say(&format!("the guest is paused until its store answers again: {why}"));
+                say(&format!("{PAUSED_FOR_STORE}: {why}"));
             }
             (Some(_), None) => {
                 let now = pauser.change(|pauses| pauses.store = false);
@@ -165,7 +165,7 @@ impl Events {
         match (&before.memory, &now.memory) {
             (None, Some(why)) => {
                 pauser.change(|pauses| pauses.memory = true);
-                say(&format!("the guest is paused until the host has memory for it again: {why}"));
+                say(&format!("{PAUSED_FOR_MEMORY}: {why}"));
             }
             (Some(_), None) => {
                 let now = pauser.change(|pauses| pauses.memory = false);
@@ -175,7 +175,7 @@ impl Events {
         }
         match (&before.writes, &now.writes) {
             (None, Some(why)) => {
-                say(&format!("pages cannot be evicted, the resident limit may be exceeded: {why}"));
+                say(&format!("{NOT_EVICTED}: {why}"));
             }
             (Some(_), None) => say("pages can be evicted again"),
             _ => {}
@@ -352,6 +352,19 @@ fn goes_on(pauses: Pauses) -> &'static str {
         Pauses { memory: true, .. } => "is still paused: the host has no memory for it",
         _ => "goes on",
     }
+}
+
+/// What is said when a store answers no more.
+const PAUSED_FOR_STORE: &str = "the guest is paused until its store answers again";
+/// What is said when the host is out of memory.
+const PAUSED_FOR_MEMORY: &str = "the guest is paused until the host has memory for it again";
+/// What is said when a store takes no more.
+const NOT_EVICTED: &str = "pages cannot be evicted, the resident limit may be exceeded";
+
+/// Whether a message of ours tells of paging that failed, for a while at least: what was measured meanwhile is
+/// no measurement of paging.
+pub(crate) fn tells_of_trouble(message: &str) -> bool {
+    [PAUSED_FOR_STORE, PAUSED_FOR_MEMORY, NOT_EVICTED].iter().any(|said| message.starts_with(said))
 }
 
 /// One line for whoever watches; the terminal may be raw.

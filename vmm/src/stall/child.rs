@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use nowait_wire::agent::MAX_LINE_BYTES;
 
+use crate::events::tells_of_trouble;
+
 /// Reports that may wait to be looked at.
 const QUEUE_LINES: usize = 4;
 /// How much of the end of the child's standard error is kept, in bytes.
@@ -74,9 +76,8 @@ impl Child {
         })
     }
 
-    /// Takes leave of a child that has closed its output: how it ended, and what it
-    /// complained about.
-    pub(super) fn end(mut self) -> io::Result<(ExitStatus, String)> {
+    /// Takes leave of a child that has closed its output: how it ended, and what it said.
+    pub(super) fn end(mut self) -> io::Result<(ExitStatus, Said)> {
         let deadline = Instant::now() + END_LIMIT;
         let status = loop {
             if let Some(status) = self.process.try_wait()? {
@@ -89,7 +90,7 @@ impl Child {
             std::thread::sleep(LOOK_AGAIN);
         };
         let complaints = self.complaints.take().and_then(|thread| thread.join().ok());
-        Ok((status, complaint(&complaints.unwrap_or_default())))
+        Ok((status, said(&complaints.unwrap_or_default())))
     }
 }
 
@@ -135,15 +136,24 @@ fn keep_end(mut from: impl Read) -> Vec<u8> {
     }
 }
 
-/// What a child complains about: `nowait`'s own first line, which says why it ended, or else the last
-/// line of whatever else there is.
-fn complaint(text: &[u8]) -> String {
+/// What a child said on its standard error.
+pub(super) struct Said {
+    /// Why it ended: `nowait`'s own first line that tells of no trouble, or else the last line of whatever else
+    /// there is.
+    pub(super) complaint: String,
+    /// That paging failed while it ran, which need not have ended it.
+    pub(super) trouble: Option<String>,
+}
+
+fn said(text: &[u8]) -> Said {
     let text = String::from_utf8_lossy(text);
-    let own = text.lines().find_map(|line| line.strip_prefix("nowait: "));
-    own.or_else(|| text.lines().rfind(|line| !line.trim().is_empty()))
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
+    let own = || text.lines().filter_map(|line| line.strip_prefix("nowait: "));
+    let complaint = own()
+        .find(|line| !tells_of_trouble(line))
+        .or_else(|| text.lines().rfind(|line| !line.trim().is_empty()))
+        .unwrap_or_default();
+    let trouble = own().find(|line| tells_of_trouble(line)).map(|line| line.trim().to_owned());
+    Said { complaint: complaint.trim().to_owned(), trouble }
 }
 
 #[cfg(test)]
@@ -166,8 +176,21 @@ mod tests {
             assert_eq!(child.hear(LONG), Heard::Line(line.into()));
         }
         assert_eq!(child.hear(LONG), Heard::End);
-        let (status, why) = child.end().unwrap();
-        assert_eq!((status.code(), why.as_str()), (Some(4), "why"));
+        let (status, said) = child.end().unwrap();
+        assert_eq!((status.code(), said.complaint.as_str()), (Some(4), "why"));
+        assert_eq!(said.trouble, None);
+    }
+
+    #[test]
+    fn paging_that_failed_is_told_from_the_reason_of_the_end() {
+        let of = |text: &str| {
+            let said = said(text.as_bytes());
+            (said.complaint, said.trouble)
+        };
+        let full = "pages cannot be evicted, the resident limit may be exceeded: No space left";
+        let text = format!("nowait: {full}\r\nnowait: the guest powered off\n");
+        assert_eq!(of(&text), ("the guest powered off".to_owned(), Some(full.to_owned())));
+        assert_eq!(of("nowait: the guest panicked\n").1, None);
     }
 
     #[test]
@@ -192,7 +215,7 @@ mod tests {
     fn much_on_standard_error_neither_blocks_nor_stays() {
         let child = shell("yes noise | head -c 3000000 >&2; echo the end >&2", b"");
         assert_eq!(child.hear(LONG), Heard::End);
-        assert_eq!(child.end().unwrap().1, "the end");
+        assert_eq!(child.end().unwrap().1.complaint, "the end");
     }
 
     #[test]

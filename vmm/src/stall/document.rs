@@ -198,8 +198,7 @@ pub(super) fn accel_of_now() -> &'static str {
     if nested { ACCEL_NESTED } else { ACCEL_KVM }
 }
 
-/// What a guest said, as part of a line of ours: without control characters, which a terminal would obey, and
-/// not endless.
+/// What a guest said, for a line of ours: not endless, and without control characters.
 fn one_line(text: &str) -> String {
     const CHARS: usize = 400;
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(CHARS).collect()
@@ -518,9 +517,8 @@ pub(super) mod tests {
             |r| {
                 let none = overrun::encode(&overrun::empty().unwrap()).unwrap();
                 r.workload.heartbeat_us = 1_000_000;
-                for heartbeat in &mut r.heartbeats {
-                    (heartbeat.deadlines, heartbeat.overrun_us_hdr) = (0, none.clone());
-                }
+                let all = r.heartbeats.iter_mut();
+                all.for_each(|h| (h.deadlines, h.overrun_us_hdr) = (0, none.clone()));
             },
         ];
         for change in bad {

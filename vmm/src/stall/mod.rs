@@ -47,7 +47,7 @@ use crate::operand::FileId;
 use crate::output::OutputError;
 pub use baseline::{BaselineError, Tolerance};
 use baseline::{Earlier, Now};
-use child::{Child, Heard};
+use child::{Child, Heard, Said};
 pub use document::{
     ACCEL_NESTED, ACCEL_VARIABLE, CauseOfStalls, CommandEnd, Config, Document, Failure, Host, Run,
     SCHEMA, Stall,
@@ -328,11 +328,11 @@ impl Driver {
                 }
             }
         }
-        let (status, complaint) = child.end().map_err(StallError::Child)?;
+        let (status, said) = child.end().map_err(StallError::Child)?;
         if self.stop.load(Ordering::Relaxed) {
             return Err(StallError::Stopped);
         }
-        judge_end(status.code(), session.is_over(), complaint)
+        judge_end(status.code(), session.is_over(), said)
     }
 
     /// Prints the table's head when the first guest is up, so that a wrong operand is not below it.
@@ -366,11 +366,12 @@ impl Driver {
 fn judge_end(
     code: Option<i32>,
     over: bool,
-    complaint: String,
+    Said { complaint, trouble }: Said,
 ) -> Result<Option<String>, StallError> {
     let code = code.and_then(|code| u8::try_from(code).ok());
     match code {
-        Some(exit::OK) if over => Ok(None),
+        // With all of its rows, but they are not what they seem.
+        Some(exit::OK) if over => Ok(trouble),
         Some(exit::OK) => Ok(Some("the guest powered off before all runs were over".to_owned())),
         Some(code @ (exit::USAGE | exit::OPERAND | exit::HOST)) => {
             Err(StallError::Refused { code, message: complaint })
