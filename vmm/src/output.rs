@@ -9,10 +9,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, OFlags, fcntl_getfl, fcntl_setfl, flock};
+use rustix::fs::{
+    FallocateFlags, FlockOperation, OFlags, fallocate, fcntl_getfl, fcntl_setfl, flock,
+};
 use rustix::io::Errno;
 
 use crate::operand::FileId;
@@ -128,10 +130,9 @@ impl OutputFile {
                 let mut stdout = io::stdout().lock();
                 stdout.write_all(content).and_then(|()| stdout.flush())
             }
-            Target::File(mut claim) => claim
-                .clear()
-                .and_then(|()| claim.file.write_all(content))
-                .map(|()| claim.remove_on_drop = false),
+            Target::File(mut claim) => {
+                claim.replace(content).map(|()| claim.remove_on_drop = false)
+            }
         };
         written.map_err(|source| OutputError::Write { path, source })
     }
@@ -171,6 +172,24 @@ struct Claim {
 }
 
 impl Claim {
+    /// Another content. On a file system that can say so there is room for it before the old one goes.
+    fn replace(&mut self, content: &[u8]) -> io::Result<()> {
+        let length = content.len() as u64;
+        if self.file.metadata()?.is_file() {
+            match fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, length) {
+                Ok(()) => {
+                    self.file.write_all_at(content, 0)?;
+                    return self.file.set_len(length);
+                }
+                // It cannot, or there is nothing to write.
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.clear()?;
+        self.file.write_all(content)
+    }
+
     fn new(path: &Path) -> Result<Self, OutputError> {
         let failed = |source| OutputError::Open { path: path.to_owned(), source };
         for _ in 0..OPEN_ATTEMPTS {
@@ -289,6 +308,15 @@ mod tests {
         fs::write(&path, "old").unwrap();
         drop(OutputFile::open(&path).unwrap());
         assert_eq!(fs::read(&path).unwrap(), b"old");
+    }
+
+    #[test]
+    fn another_content_is_all_there_is_whatever_its_length() {
+        let (_dir, path) = scratch();
+        for content in [&b"first"[..], b"a longer one", b"", b"x"] {
+            OutputFile::open(&path).unwrap().write(content).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), content);
+        }
     }
 
     #[test]
