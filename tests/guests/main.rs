@@ -78,9 +78,11 @@ fn main() {
         ("stall", stall::TESTS),
         ("streams", streams::TESTS),
     ];
-    let needing: [(&'static str, &[Test], Option<&'static str>); 6] = [
+    let needing: [(&'static str, &[Test], Option<&'static str>); 8] = [
         ("bad_input", bad_input::ROOT_TESTS, no_root),
         ("pressure", pressure::ROOT_TESTS, no_root),
+        ("stall", stall::ROOT_TESTS, no_root),
+        ("streams", streams::ROOT_TESTS, no_root),
         ("pressure", pressure::NBD_TESTS, no_nbd),
         ("reclaim", reclaim::TESTS, cgroup::missing().or(reclaim::missing())),
         ("host_memory", host_memory::SHORTAGE_TESTS, cgroup::missing()),

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nowait_tests::guest::{End, Guest};
+use nowait_tests::small_disk::SmallDisk;
 use nowait_wire::agent::{Access, Kind, Pressure, Request, Workload};
 use tempfile::TempDir;
 
@@ -238,14 +239,8 @@ fn nbd_killed() {
 }
 
 fn full() {
-    let files = TempDir::new().expect("a temporary directory");
-    let mount = |words: &[&str]| {
-        let status = Command::new(words[0]).args(&words[1..]).arg(files.path()).status();
-        assert!(status.expect("it starts").success(), "{words:?}");
-    };
-    mount(&["mount", "-t", "tmpfs", "-o", "size=6M", "tmpfs"]);
-    let end = guest("kernel", "1", &format!("file={}", files.path().display())).run();
-    mount(&["umount"]);
+    let disk = SmallDisk::new("6M");
+    let end = guest("kernel", "1", &format!("file={}", disk.path().display())).run();
     check(&end, 2);
     assert!(end.number("/pager/write_errors") > 0);
     assert!(end.stderr.contains("the resident limit may be exceeded"), "{}", end.stderr);

@@ -4,6 +4,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use nowait_tests::small_disk::SmallDisk;
 use nowait_tests::{initramfs, nowait_bin, process, vmlinux};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -18,6 +19,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_command_of_the_guest_has_a_heartbeat_beside_it", command),
     ("bad_scenarios_and_gates_are_refused_by_name", refused),
 ];
+pub(crate) const ROOT_TESTS: &[Test] =
+    &[("a_store_that_is_full_makes_the_result_partial", full_store)];
 
 const LIMIT: Duration = Duration::from_secs(240);
 
@@ -105,6 +108,25 @@ fn file(files: &TempDir, name: &str, content: &str) -> String {
 /// A short scenario with some lines more.
 fn scenario(more: &str) -> String {
     format!("name = \"short\"\nduration = \"300ms\"\nthreads = [1]\nvia = [\"user\"]\n{more}")
+}
+
+fn full_store() {
+    let files = TempDir::new().expect("a temporary directory");
+    let disk = SmallDisk::new("2M");
+    let store = format!("file={}", disk.path().display());
+    let more = format!("memory = \"96M\"\nresident_limit = \"32M\"\nstore = \"{store}\"\n");
+    let name = file(&files, "full.toml", &scenario(&more));
+    let json = files.path().join("stall.json");
+    let mut command = Command::new(nowait_bin());
+    command.arg("stall").arg("--kernel").arg(vmlinux()).arg("--initrd").arg(initramfs());
+    command.args(["--scenario", &name, "--cpus", "1", "--apf", "off", "--json"]).arg(&json);
+    let end = process::run(&mut command, LIMIT);
+    end.expect_code(18);
+    let json: serde_json::Value =
+        serde_json::from_slice(&fs::read(&json).expect("the JSON is there")).expect("JSON");
+    assert_eq!(json["complete"], false);
+    let message = json["failures"][0]["message"].as_str().expect("a failure");
+    assert!(message.contains("the resident limit may be exceeded"), "{message}");
 }
 
 fn gates() {

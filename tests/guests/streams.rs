@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use nowait_tests::guest::GUEST_LIMIT;
 use nowait_tests::process::{self, Finished};
+use nowait_tests::small_disk::SmallDisk;
 use nowait_tests::{initramfs, nowait_bin, vmlinux};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -30,6 +31,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_reader_that_went_away_does_not_end_the_guest", reader_gone),
     ("a_signal_ends_a_run_whose_output_nobody_takes", stuck_output),
 ];
+pub(crate) const ROOT_TESTS: &[Test] = &[("a_full_disk_leaves_the_earlier_result", full_disk)];
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -174,6 +176,19 @@ fn full_device() {
     let end = process::run(&mut command, GUEST_LIMIT);
     end.expect_code(14);
     assert!(end.stderr.contains("--report") && end.stderr.contains("No space"), "{}", end.stderr);
+}
+
+fn full_disk() {
+    const RESULT: &[u8] = include_bytes!("../browser/sample.json");
+    let disk = SmallDisk::new("64k");
+    let files = TempDir::new().expect("a temporary directory");
+    let (result, page) = (files.path().join("result"), disk.path().join("page"));
+    fs::write(&result, RESULT).expect("a result");
+    fs::write(&page, "the earlier page").expect("a page");
+    let mut report = Command::new(nowait_bin());
+    report.arg("report").arg(&result).arg("--html").arg(&page);
+    process::run(&mut report, LIMIT).expect_refusal(4, &["--html", "No space left"]);
+    assert_eq!(fs::read_to_string(&page).expect("it is there"), "the earlier page");
 }
 
 fn pipe_without_reader() {

@@ -18,6 +18,7 @@ pub mod guest;
 pub mod process;
 pub mod row;
 pub mod running;
+pub mod small_disk;
 pub use vmm::stats;
 
 use std::env;

@@ -158,7 +158,7 @@ impl Events {
             }
             (Some(_), None) => {
                 let now = pauser.change(|pauses| pauses.store = false);
-                say(&format!("the store answers again: the guest {}", goes_on(now)));
+                say(&format!("{STORE_ANSWERS}: the guest {}", goes_on(now)));
             }
             _ => {}
         }
@@ -169,7 +169,7 @@ impl Events {
             }
             (Some(_), None) => {
                 let now = pauser.change(|pauses| pauses.memory = false);
-                say(&format!("the host has memory again: the guest {}", goes_on(now)));
+                say(&format!("{MEMORY_AGAIN}: the guest {}", goes_on(now)));
             }
             _ => {}
         }
@@ -177,7 +177,7 @@ impl Events {
             (None, Some(why)) => {
                 say(&format!("{NOT_EVICTED}: {why}"));
             }
-            (Some(_), None) => say("pages can be evicted again"),
+            (Some(_), None) => say(EVICTED_AGAIN),
             _ => {}
         }
         self.health = now;
@@ -358,6 +358,12 @@ fn goes_on(pauses: Pauses) -> &'static str {
 const PAUSED_FOR_STORE: &str = "the guest is paused until its store answers again";
 /// What is said when the host is out of memory.
 const PAUSED_FOR_MEMORY: &str = "the guest is paused until the host has memory for it again";
+/// What is said when a store answers again.
+const STORE_ANSWERS: &str = "the store answers again";
+/// What is said when the host has memory again.
+const MEMORY_AGAIN: &str = "the host has memory again";
+/// What is said when a store takes pages again.
+const EVICTED_AGAIN: &str = "pages can be evicted again";
 /// What is said when a store takes no more.
 const NOT_EVICTED: &str = "pages cannot be evicted, the resident limit may be exceeded";
 
@@ -365,6 +371,11 @@ const NOT_EVICTED: &str = "pages cannot be evicted, the resident limit may be ex
 /// no measurement of paging.
 pub(crate) fn tells_of_trouble(message: &str) -> bool {
     [PAUSED_FOR_STORE, PAUSED_FOR_MEMORY, NOT_EVICTED].iter().any(|said| message.starts_with(said))
+}
+
+/// Whether a message of ours tells that such a trouble is over.
+pub(crate) fn tells_of_its_end(message: &str) -> bool {
+    [STORE_ANSWERS, MEMORY_AGAIN, EVICTED_AGAIN].iter().any(|said| message.starts_with(said))
 }
 
 /// One line for whoever watches; the terminal may be raw.

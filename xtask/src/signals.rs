@@ -40,8 +40,8 @@ pub(crate) fn stopped_by(signal: u8) -> anyhow::Error {
     Exit::error(128 + signal, format!("stopped by signal {signal}"))
 }
 
-/// The signal that asked us to stop, if one came, for somebody who looks for another one meanwhile and then
-/// [puts it back](put_back).
+/// The signal that asked us to stop, if one came, for the only one who waits, who looks for another one
+/// meanwhile and then [puts it back](put_back).
 pub(crate) fn take() -> Option<u8> {
     match SEEN.get().map_or(0, |seen| seen.swap(0, Ordering::Relaxed)) {
         0 => None,

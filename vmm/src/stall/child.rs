@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nowait_wire::agent::MAX_LINE_BYTES;
 
-use crate::events::tells_of_trouble;
+use crate::events::{tells_of_its_end, tells_of_trouble};
 
 /// Reports that may wait to be looked at.
 const QUEUE_LINES: usize = 4;
@@ -138,7 +138,7 @@ fn keep_end(mut from: impl Read) -> Vec<u8> {
 
 /// What a child said on its standard error.
 pub(super) struct Said {
-    /// Why it ended: `nowait`'s own first line that tells of no trouble, or else the last line of whatever else
+    /// Why it ended: `nowait`'s own first line that tells of no such trouble nor of its end, or else the last line of whatever else
     /// there is.
     pub(super) complaint: String,
     /// That paging failed while it ran, which need not have ended it.
@@ -149,7 +149,7 @@ fn said(text: &[u8]) -> Said {
     let text = String::from_utf8_lossy(text);
     let own = || text.lines().filter_map(|line| line.strip_prefix("nowait: "));
     let complaint = own()
-        .find(|line| !tells_of_trouble(line))
+        .find(|line| !tells_of_trouble(line) && !tells_of_its_end(line))
         .or_else(|| text.lines().rfind(|line| !line.trim().is_empty()))
         .unwrap_or_default();
     let trouble = own().find(|line| tells_of_trouble(line)).map(|line| line.trim().to_owned());
@@ -188,8 +188,9 @@ mod tests {
             (said.complaint, said.trouble)
         };
         let full = "pages cannot be evicted, the resident limit may be exceeded: No space left";
-        let text = format!("nowait: {full}\r\nnowait: the guest powered off\n");
-        assert_eq!(of(&text), ("the guest powered off".to_owned(), Some(full.to_owned())));
+        let over = "nowait: pages can be evicted again\r\n";
+        let text = format!("nowait: {full}\r\n{over}nowait: the guest panicked\n");
+        assert_eq!(of(&text), ("the guest panicked".to_owned(), Some(full.to_owned())));
         assert_eq!(of("nowait: the guest panicked\n").1, None);
     }
 

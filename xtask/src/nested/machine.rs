@@ -139,18 +139,20 @@ impl Machine<'_> {
             if let Some(status) = group.ended()? {
                 break Ok(status);
             }
-            if let Some(signal) = signals::take() {
+            if self.grace.is_zero() {
+                // Others wait beside us: the signal is theirs, too.
+                if let Err(stopped) = signals::check() {
+                    break Err(stopped);
+                }
+            } else if let Some(signal) = signals::take() {
+                let mut until = Instant::now();
                 // With a second one there is no more waiting.
-                let until = match stopping {
-                    Some(_) => Instant::now(),
-                    None => Instant::now() + self.grace,
-                };
-                stopping = Some((signal, until));
-                if !self.grace.is_zero() {
+                if stopping.is_none() && nudge.ask_to_stop() {
                     let say = "asking for what there is; a second signal ends it at once";
                     progress::line("nested", say);
-                    nudge.ask_to_stop();
+                    until += self.grace;
                 }
+                stopping = Some((signal, until));
             }
             if let Some((signal, until)) = stopping
                 && Instant::now() >= until

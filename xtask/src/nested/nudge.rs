@@ -40,11 +40,9 @@ impl Nudge {
         self.dir.path().join("serial")
     }
 
-    /// Asks for the end of the command. A machine that cannot be reached any more needs no asking.
-    pub(crate) fn ask_to_stop(&mut self) {
-        if let Some(line) = &mut self.line {
-            let _ = line.write_all(STOP);
-        }
+    /// Asks for the end of the command; false when the machine cannot be reached.
+    pub(crate) fn ask_to_stop(&mut self) -> bool {
+        self.line.as_mut().is_some_and(|line| line.write_all(STOP).is_ok())
     }
 
     /// Sends the byte if it is time, and takes what the machine has said: QEMU keeps the log.
@@ -97,6 +95,7 @@ mod tests {
     #[test]
     fn the_machine_gets_a_byte_and_is_not_waited_for() {
         let mut nudge = Nudge::new().unwrap();
+        assert!(!nudge.ask_to_stop());
         std::thread::sleep(INTERVAL);
         nudge.poll();
         let listener = UnixListener::bind(nudge.socket()).unwrap();
@@ -106,7 +105,7 @@ mod tests {
         let mut byte = [0];
         machine.read_exact(&mut byte).unwrap();
         assert_eq!(byte, [XON]);
-        nudge.ask_to_stop();
+        assert!(nudge.ask_to_stop());
         let mut line = [0; STOP.len()];
         machine.read_exact(&mut line).unwrap();
         assert_eq!(line, STOP);

@@ -62,9 +62,10 @@ fn on_host(
     tests: &[Executable],
     selection: Selection<'_>,
 ) -> Result<Counts> {
-    let dir = paths::target().join("test");
+    // Not a nested machine's directory, which takes none with files of others.
+    let dir = paths::target().join("test-host");
     paths::create_dir(&dir)?;
-    let _lock = cache::lock(&dir.join("host.lock"))?;
+    let _lock = cache::lock(&dir.join("lock"))?;
     let mut sum = Counts::default();
     for test in tests {
         let log = dir.join(format!("{}.log", test.name));

@@ -11,7 +11,6 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::accel::Force;
-use crate::browser as browser_of_page;
 use crate::progress::{self, Step};
 use crate::{binaries, child, exit, fuzz, paths, setup, signals, tidy, tools};
 use guests::Selection;
@@ -111,7 +110,7 @@ pub(crate) fn test(options: &Options) -> Result<u8> {
     summary.check("setup", |_| {
         setup::setup()?;
         // Now, while whoever is to give a password for sudo is there.
-        browser_of_page::browser()?;
+        crate::browser::browser()?;
         tools::cargo_deny().map(drop)
     })?;
     if summary.counts.failed > 0 {

@@ -26,7 +26,7 @@ use measure::{Boot, Footprint};
 #[derive(Debug, Parser)]
 struct Args {
     /// Interleaved runs of nowait and microvm that count; one more before them warms the caches, and
-    /// in every third (of more than 60, in 20 of them) the other configurations run too
+    /// in every third (of more than 60, in about 20 of them) the other configurations run too
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(15..=300))]
     runs: u32,
     /// Write the figures to FILE
