@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use common::server::Server;
 use common::vcpu::{Answers, as_vcpu};
 use common::{Machine, Rng, eventually, page, ram};
-use guest_memory::{PAGE_BYTES, PagerConfig};
+use guest_memory::{Gfn, PAGE_BYTES, PagerConfig};
 use vm_memory::{Bytes, GuestAddress};
 
 const MIB: u64 = 1 << 20;
@@ -309,6 +309,21 @@ fn what_is_there_at_the_start_is_brought_under_the_limit() {
     eventually("the limit holds", || machine.stats().resident_bytes <= LIMIT);
     assert_eq!(machine.read(page(5)), 0x0707_0707_0707_0707);
     assert_eq!(machine.read(page(4)), 0);
+}
+
+/// Without a limit nobody told the policy that they were unmapped.
+#[test]
+fn pages_that_were_idle_before_there_was_a_limit_leave_as_well() {
+    let Some(machine) = Machine::start(ram(4 * LIMIT), config("memory", None, false, true)) else {
+        return;
+    };
+    let pages = 2 * LIMIT / PAGE_BYTES;
+    (0..pages).for_each(|number| machine.write(page(number), number + 1));
+    let all: Vec<Gfn> = (0..pages).map(Gfn).collect();
+    assert_eq!(u64::from(machine.pager.unmap(&all).unwrap()), pages);
+    machine.pager.set_resident_limit(Some(LIMIT)).unwrap();
+    eventually("the limit holds", || machine.stats().resident_bytes <= LIMIT);
+    (0..pages).for_each(|number| assert_eq!(machine.read(page(number)), number + 1));
 }
 
 #[test]

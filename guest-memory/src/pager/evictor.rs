@@ -11,7 +11,8 @@ use super::core::Core;
 use super::work::{Job, Work};
 use super::write_back::BATCH_PAGES;
 use crate::address::PageIndex;
-use crate::word::PageWord;
+use crate::policy::Policy;
+use crate::word::{PageState, PageWord};
 
 /// How soon it looks again when the store takes no pages.
 const STUCK_PAUSE: Duration = Duration::from_millis(200);
@@ -79,13 +80,24 @@ impl Core {
         };
         let mut policy = self.policy_always();
         for page in pages {
-            // Sorted as they were. A page that is not idle is pinned, or wanted just now.
+            // Sorted as they were.
             match idle.binary_search(&page) {
                 Ok(_) => policy.aged(page),
-                Err(_) => policy.not_aged(page),
+                Err(_) => self.was_not_mapped(&mut policy, page),
             }
         }
         chosen
+    }
+
+    /// A page that could not be unmapped is pinned, or wanted just now; or it is not mapped at all, which nobody
+    /// told the policy while there was no limit.
+    fn was_not_mapped(&self, policy: &mut Policy, page: PageIndex) {
+        let word = self.table.word(page);
+        match word.state() {
+            PageState::Idle if word.pins() == 0 => policy.aged(page),
+            PageState::Zero | PageState::Stored | PageState::Failed => policy.left(page),
+            _ => policy.not_aged(page),
+        }
     }
 
     /// Hands up to `excess` idle pages to the workers; returns how many batches that were.
