@@ -38,7 +38,7 @@ pub const TABLE: &[(&str, &str)] = &[
     ("3", "`nowait stall`: a gate failed (--fail-if, --baseline)"),
     (
         "4",
-        "an operand is wrong: kernel, initrd, memory size, a file that cannot be read or written",
+        "an operand is wrong: kernel, initrd, memory size, a store that cannot be opened, a file that cannot be read or written",
     ),
     (
         "6",

@@ -93,7 +93,8 @@ impl MachineError {
             Self::Layout(_)
             | Self::TooWide { .. }
             | Self::Boot(_)
-            | Self::Kvm(KvmError::TooManyCpus { .. }) => exit::OPERAND,
+            | Self::Kvm(KvmError::TooManyCpus { .. })
+            | Self::Pager(PagerError::Store(_)) => exit::OPERAND,
             Self::Kvm(_) | Self::Ram(_) | Self::Pager(_) => exit::HOST,
             Self::Host { .. } => exit::FAILURE,
         }
@@ -173,6 +174,7 @@ impl Machine {
     /// When an operand does not fit, or the host cannot.
     pub fn build(spec: Spec) -> Result<Self, MachineError> {
         let kvm = kvm::open()?;
+        kvm::require_guests()?;
         let supported = cpuid::supported(&kvm)?;
         let layout = RamLayout::new(spec.memory_bytes)?;
         check_width(&layout, spec.memory_bytes, cpuid::physical_address_bits(&supported))?;

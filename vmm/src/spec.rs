@@ -55,9 +55,9 @@ pub struct RunArgs {
     #[arg(long, value_enum)]
     pub apf: Option<Apf>,
     /// With --apf user, a page that is expected sooner is waited for, without telling the guest: a time
-    /// such as 50us, or "auto" for what telling it costs on this host
-    #[arg(long, value_name = "TIME", default_value = "auto")]
-    pub apf_threshold: Threshold,
+    /// such as 50us, or "auto" for what telling it costs on this host [default: auto]
+    #[arg(long, value_name = "TIME")]
+    pub apf_threshold: Option<Threshold>,
     /// How faults come to the pager: "marker" goes with --apf user and off, "uffd" with the others
     #[arg(long, value_enum, value_name = "SOURCE")]
     pub fault_source: Option<FaultSource>,
@@ -169,12 +169,9 @@ pub enum SpecError {
         /// Why.
         source: size::SizeError,
     },
-    /// Too little memory.
-    #[error("--memory {0}: a guest needs at least {min}", min = size::show(MIN_MEMORY_BYTES))]
-    MemoryTooSmall(String),
-    /// Not a whole number of pages.
-    #[error("--memory {0}: not a multiple of the page size; give a multiple of 4K")]
-    MemoryNotAligned(String),
+    /// A size that no guest can have.
+    #[error("--memory {0}")]
+    Memory(#[from] MemoryError),
     /// A source that this way of handling async page faults cannot have.
     #[error(
         "--fault-source {source_} does not go with --apf {apf}: {apf} needs {needed} (leave --fault-source out)"
@@ -187,6 +184,9 @@ pub enum SpecError {
         /// What it needs.
         needed: FaultSource,
     },
+    /// A threshold that nobody would look at.
+    #[error("--apf-threshold does not go with --apf {0}: only user has a threshold; leave it out")]
+    Threshold(Apf),
     /// A limit under the pager's minimum.
     #[error("--resident-limit {0}: give at least {min}", min = size::show(MIN_RESIDENT_LIMIT_BYTES))]
     LimitTooSmall(String),
@@ -216,6 +216,22 @@ pub enum SpecError {
         "standard output cannot carry {0} beside another stream: add --console none, or give a file"
     )]
     StdoutTwice(&'static str),
+}
+
+/// Why a guest cannot have so much memory; begins with what was given.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MemoryError {
+    /// No size.
+    #[error("{0}")]
+    Size(#[from] size::SizeError),
+    /// Too little.
+    #[error(
+        "{0}: a guest needs at least {min} (a number alone is bytes: write 128M)", min = size::show(MIN_MEMORY_BYTES)
+    )]
+    TooSmall(String),
+    /// Not a whole number of pages.
+    #[error("{0}: not a multiple of the page size; give a multiple of 4K")]
+    NotAligned(String),
 }
 
 /// A checked description of a run.
@@ -305,7 +321,7 @@ impl Spec {
             cpus: args.cpus,
             memory_bytes,
             apf,
-            apf_threshold: args.apf_threshold,
+            apf_threshold: threshold(apf, args.apf_threshold)?,
             store: args.store,
             fault_source,
             resident_limit_bytes,
@@ -364,14 +380,17 @@ fn check_stdout(args: &RunArgs) -> Result<(), SpecError> {
     }
 }
 
-fn memory_bytes(text: &str) -> Result<u64, SpecError> {
-    let bytes =
-        size::parse(text).map_err(|source| SpecError::Size { option: "--memory", source })?;
+/// A guest's memory in bytes.
+///
+/// # Errors
+/// When the text is no size, or no guest can have so much.
+pub(crate) fn memory_bytes(text: &str) -> Result<u64, MemoryError> {
+    let bytes = size::parse(text)?;
     if bytes < MIN_MEMORY_BYTES {
-        return Err(SpecError::MemoryTooSmall(text.into()));
+        return Err(MemoryError::TooSmall(text.into()));
     }
     if !bytes.is_multiple_of(PAGE_BYTES) {
-        return Err(SpecError::MemoryNotAligned(text.into()));
+        return Err(MemoryError::NotAligned(text.into()));
     }
     Ok(bytes)
 }
@@ -381,6 +400,13 @@ fn fault_source(apf: Apf, asked: Option<FaultSource>) -> Result<FaultSource, Spe
     match asked {
         Some(source_) if source_ != needed => Err(SpecError::FaultSource { source_, apf, needed }),
         _ => Ok(needed),
+    }
+}
+
+fn threshold(apf: Apf, asked: Option<Threshold>) -> Result<Threshold, SpecError> {
+    match asked {
+        Some(_) if apf != Apf::User => Err(SpecError::Threshold(apf)),
+        asked => Ok(asked.unwrap_or(Threshold::Auto)),
     }
 }
 
@@ -455,10 +481,10 @@ mod tests {
     #[test]
     fn memory_is_checked() {
         assert_eq!(memory_bytes("128M").unwrap(), 128 << 20);
-        assert!(matches!(memory_bytes("0"), Err(SpecError::MemoryTooSmall(_))));
-        assert!(matches!(memory_bytes("1M"), Err(SpecError::MemoryTooSmall(_))));
-        assert!(matches!(memory_bytes("134217729"), Err(SpecError::MemoryNotAligned(_))));
-        assert!(matches!(memory_bytes("lots"), Err(SpecError::Size { .. })));
+        assert!(matches!(memory_bytes("0"), Err(MemoryError::TooSmall(_))));
+        assert!(matches!(memory_bytes("128"), Err(MemoryError::TooSmall(_))));
+        assert!(matches!(memory_bytes("134217729"), Err(MemoryError::NotAligned(_))));
+        assert!(matches!(memory_bytes("lots"), Err(MemoryError::Size(_))));
     }
 
     #[test]

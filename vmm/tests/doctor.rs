@@ -46,3 +46,37 @@ fn a_file_that_cannot_be_written_is_refused_before_the_work() {
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
     assert!(stderr.contains("/nonexistent/doctor.json"), "{stderr}");
 }
+
+/// As much of a bzImage as is looked at before the host is.
+fn kernel() -> Vec<u8> {
+    let mut bytes = vec![0; 4096];
+    bytes[0x1f1] = 1;
+    bytes[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+    bytes[0x202..0x206].copy_from_slice(b"HdrS");
+    bytes[0x206..0x208].copy_from_slice(&0x020f_u16.to_le_bytes());
+    bytes[0x211] = 1;
+    bytes[0x236] = 1;
+    bytes
+}
+
+#[test]
+fn a_host_that_runs_no_guests_is_refused_before_one_is_built() {
+    let report = json(&nowait(&["doctor", "--json", "-"]));
+    if report["verdict"]["host"] == true {
+        println!("skipped: this host runs guests");
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let kernel_file = dir.path().join("bzImage");
+    std::fs::write(&kernel_file, kernel()).expect("a kernel");
+    let kernel = kernel_file.to_str().expect("UTF-8");
+    for command in [
+        &["run", "--kernel", kernel][..],
+        &["stall", "--kernel", kernel, "--initrd", "/dev/null", "--scenario", "quick"],
+    ] {
+        let output = nowait(command);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(6), "{command:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+}

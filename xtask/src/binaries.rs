@@ -119,7 +119,7 @@ fn build(what: &str, arguments: &[&str], flags: &[&str]) -> Result<Vec<Executabl
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
-    let step = crate::progress::Quiet::begin(what);
+    let mut step = crate::progress::Quiet::begin(what);
     let mut group = Group::spawn(&mut command)?;
     let mut messages = group.child().stdout.take().context("cargo has no output")?;
     let reader = std::thread::spawn(move || io::read_to_string(&mut messages));
@@ -128,6 +128,7 @@ fn build(what: &str, arguments: &[&str], flags: &[&str]) -> Result<Vec<Executabl
         if let Some(status) = group.ended()? {
             break status;
         }
+        step.tick();
         std::thread::sleep(child::POLL);
     };
     let Ok(messages) = reader.join() else { bail!("cargo's messages cannot be read") };

@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::accel::{self, Accel, Force};
+use crate::exit::{self, Exit};
 use crate::{binaries, child, images, nested, paths, setup, signals};
 
 /// What is measured if nothing else is asked for: a preset of `nowait stall`.
@@ -166,24 +167,26 @@ fn warmed_up(command: Vec<String>, seconds: u64) -> Vec<String> {
 pub(crate) fn demo(options: &Options) -> Result<u8> {
     let page = paths::target().join(PAGE);
     let outputs = options.outputs(&page);
+    refuse_misplaced(&options.stall)?;
     for (_, _, file) in outputs.iter().filter(|(_, _, file)| *file != page) {
         paths::check_writable(file)?;
     }
     let start = SystemTime::now();
     setup::setup()?;
     let nowait = binaries::nowait()?;
-    let images = images::images()?;
     let show = |path: &Path| path.to_string_lossy().into_owned();
-    let code = match accel::choose(options.force, &nowait)? {
-        Accel::Host => {
-            let files: Vec<_> = outputs.iter().map(|(o, _, file)| (*o, show(file))).collect();
-            let named = Named {
-                scenario: options.scenario.clone(),
-                baseline: options.baseline.as_deref().map(show),
-            };
-            let words = options.stall(&show(&nowait), &show(&images.dir), &named, &files);
-            child::foreground(Command::new(&words[0]).args(&words[1..]))?
-        }
+    let files: Vec<_> = outputs.iter().map(|(o, _, file)| (*o, show(file))).collect();
+    let named = Named {
+        scenario: options.scenario.clone(),
+        baseline: options.baseline.as_deref().map(show),
+    };
+    // By its own names, and before minutes of work.
+    let words = options.stall(&show(&nowait), &show(&images::dir()), &named, &files);
+    let accel = accel::choose(options.force, &nowait)?;
+    check(&words, accel)?;
+    let images = images::images()?;
+    let code = match accel {
+        Accel::Host => child::foreground(Command::new(&words[0]).args(&words[1..]))?,
         Accel::Nested => {
             let files: Vec<_> =
                 outputs.iter().map(|(o, name, _)| (*o, format!("/results/{name}"))).collect();
@@ -237,6 +240,35 @@ pub(crate) fn demo(options: &Options) -> Result<u8> {
     Ok(code)
 }
 
+/// Files that `nowait stall` alone would write may be left in the machine: `demo` has these options itself.
+fn refuse_misplaced(behind: &[String]) -> Result<()> {
+    const OURS: [&str; 6] = ["--json", "--html", "--markdown", "--junit", "--hlog", "--baseline"];
+    let ours = |word: &&String| OURS.contains(&word.split('=').next().unwrap_or_default());
+    let options = behind.iter().take_while(|word| *word != "--");
+    match options.into_iter().find(ours) {
+        None => Ok(()),
+        Some(word) => Err(Exit::error(
+            exit::USAGE,
+            format!("{word} stands behind `--`: give it before, where it is an option of `demo`"),
+        )),
+    }
+}
+
+/// Has `nowait stall` check its operands, as they are called here; the machine would have other names for them.
+fn check(words: &[String], accel: Accel) -> Result<()> {
+    let mut command = Command::new(&words[0]);
+    // Before a guest's command, if there is one.
+    command.args([&words[1], "--check"]).args(&words[2..]);
+    if accel == Accel::Nested {
+        command.env("NOWAIT_ACCEL", "nested");
+    }
+    match child::foreground(&mut command)? {
+        0 => Ok(()),
+        // It has said why.
+        code => Err(Exit::error(code, "")),
+    }
+}
+
 /// Says where the page is, if there is one that was written since `start`.
 fn show_page(outputs: &[Output<'_>], start: SystemTime) {
     if let Some((_, _, file)) = outputs.iter().find(|(option, ..)| *option == "--html")
@@ -272,6 +304,16 @@ mod tests {
             assert!(parse(&[wrong]).is_err(), "{wrong}");
         }
         assert!(parse(&["--host", "--nested"]).is_err());
+    }
+
+    #[test]
+    fn files_are_named_before_the_dashes() {
+        let refused = |words: &[&str]| {
+            refuse_misplaced(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
+                .is_err()
+        };
+        assert!(refused(&["--threads", "8", "--html", "a"]) && refused(&["--json=a"]));
+        assert!(!refused(&["--threads", "8", "--", "make", "--json"]));
     }
 
     #[test]

@@ -17,6 +17,8 @@ use std::fmt;
 
 /// A step or a test failed.
 pub(crate) const FAILED: u8 = 1;
+/// A bad command line, as clap has it.
+pub(crate) const USAGE: u8 = 2;
 /// A bad operand.
 pub(crate) const OPERAND: u8 = 4;
 /// This machine cannot.

@@ -96,6 +96,7 @@ impl NestedOptions {
     fn run(self) -> Result<u8> {
         /// Memory when QEMU and its libraries, unpacked, live in it too.
         const WITH_QEMU_MIB: u32 = 4096;
+        self.add.iter().try_for_each(|add| add.source().map(drop))?;
         setup::setup()?;
         let mut run = nested::Run::new("nested", self.command);
         if !self.bare {

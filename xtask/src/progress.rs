@@ -53,11 +53,12 @@ impl Drop for Step {
     }
 }
 
-/// A step that is only worth a line when it took long: building what is mostly up to date.
+/// A step that is only worth a line when it takes long: building what is mostly up to date.
 pub(crate) struct Quiet {
     bar: Option<ProgressBar>,
     name: String,
     start: Instant,
+    said: bool,
 }
 
 impl Quiet {
@@ -67,7 +68,15 @@ impl Quiet {
     /// Begins a step.
     pub(crate) fn begin(name: &str) -> Quiet {
         let bar = spinner(name, "building");
-        Quiet { bar, name: name.to_owned(), start: Instant::now() }
+        Quiet { bar, name: name.to_owned(), start: Instant::now(), said: false }
+    }
+
+    /// Time goes by: where no spinner shows it, a line says once what takes so long.
+    pub(crate) fn tick(&mut self) {
+        if self.bar.is_none() && !self.said && self.start.elapsed() >= Quiet::SILENT {
+            self.said = true;
+            eprintln!("xtask: {}: building ...", self.name);
+        }
     }
 
     /// Ends the step.

@@ -57,12 +57,16 @@ pub fn examine() -> Report {
 
 /// Runs the command and says in one line on standard error what kept it from handing its result
 /// over. Returns the exit code of the process: 0 if this host can run a guest directly,
-/// [`exit::HOST`] if not, [`exit::OPERAND`] if the result could not be written.
+/// [`exit::HOST`] if not, [`exit::OPERAND`] if `--json`'s file could not be written, [`exit::FAILURE`] if
+/// standard output could not.
 #[must_use]
 pub fn main(args: Args) -> u8 {
     run(&args).unwrap_or_else(|error| {
         let _ = writeln!(io::stderr(), "nowait: {error}");
-        exit::OPERAND
+        match error {
+            DoctorError::Json(_) => exit::OPERAND,
+            DoctorError::Stdout(_) => exit::FAILURE,
+        }
     })
 }
 

@@ -38,6 +38,12 @@ pub enum KvmError {
     /// /dev/kvm cannot be opened for another reason.
     #[error("cannot open /dev/kvm: {0}; `nowait doctor` checks the host")]
     Open(kvm_ioctls::Error),
+    /// A guest of a few instructions did not get through.
+    #[error(
+        "this KVM cannot run guests ({0}): use a machine with nested virtualization, or `cargo xtask nested`; \
+         `nowait doctor` checks the host"
+    )]
+    NoGuests(String),
     /// A capability that nowait needs is missing.
     #[error(
         "this KVM lacks {0}: a newer Linux kernel is needed; `nowait doctor` lists all requirements"
@@ -120,6 +126,14 @@ pub fn open() -> Result<Kvm, KvmError> {
         }
     }
     Ok(kvm)
+}
+
+/// Refuses a KVM that opens but cannot run guests, as a host without hardware virtualisation may have.
+///
+/// # Errors
+/// With what the probe guest did.
+pub fn require_guests() -> Result<(), KvmError> {
+    crate::probe::reason_against_guests().map_or(Ok(()), |why| Err(KvmError::NoGuests(why)))
 }
 
 /// Refuses a KVM without EPT or NPT. One whose parameters cannot be read is taken for one that has them.

@@ -19,6 +19,7 @@
 mod guest;
 mod machine;
 mod marker;
+mod processor;
 pub(crate) mod uffd;
 mod watch;
 
@@ -194,6 +195,20 @@ pub fn run() -> ProbeReport {
     let mut child = Command::new("/proc/self/exe");
     child.arg("probe");
     watch::run(child, WATCHDOG)
+}
+
+/// Where the processor shows no hardware virtualisation to this host, there may be a /dev/kvm all the same: then
+/// asks the probe guest, and says why none runs. Elsewhere it costs nothing.
+#[must_use]
+pub fn reason_against_guests() -> Option<String> {
+    if processor::has_virtualisation() {
+        return None;
+    }
+    match run().verdict {
+        Verdict::Yes => None,
+        Verdict::No { step: Step::Create, reason } => Some(reason),
+        Verdict::No { step, reason } => Some(format!("it stops at {}: {reason}", step.describe())),
+    }
 }
 
 /// The child's side: takes the steps in this process and prints each as a JSON line. For `nowait

@@ -247,13 +247,6 @@ impl Document {
         self.warnings = warnings::of(self);
     }
 
-    /// How many runs the scenario comes to.
-    pub(super) fn planned_runs(&self) -> usize {
-        let Scenario { cpus, modes, rounds, via, threads, .. } = &self.config.scenario;
-        let touching = if self.config.command.is_empty() { via.len() * threads.len() } else { 1 };
-        cpus.len() * modes.len() * *rounds as usize * (1 + touching)
-    }
-
     /// Whether this ran in an emulated machine.
     pub(super) fn is_nested(&self) -> bool {
         self.host.accel == ACCEL_NESTED

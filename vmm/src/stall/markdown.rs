@@ -1,7 +1,8 @@
 //! The summary as Markdown, for a pull request's comment or a job's summary.
 
 use super::document::Document;
-use super::{table, verdict};
+use super::table::{self, MISSING_LINES};
+use super::{missing, verdict};
 
 /// The report.
 pub(super) fn render(document: &Document) -> Result<Vec<u8>, String> {
@@ -45,6 +46,9 @@ pub(super) fn render(document: &Document) -> Result<Vec<u8>, String> {
     for failure in &document.failures {
         let message = escape(&failure.message);
         text.push_str(&format!("> missing: {}, {} vCPUs: {message}\n", failure.apf, failure.vcpus));
+    }
+    for line in missing::few(document, MISSING_LINES) {
+        text.push_str(&format!("> missing: {line}\n"));
     }
     text.push_str(&format!("\n`{}`\n", table::conditions(document)));
     Ok(text.into_bytes())

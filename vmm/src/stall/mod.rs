@@ -21,6 +21,7 @@ mod hlog;
 mod html;
 mod junit;
 mod markdown;
+mod missing;
 mod outputs;
 mod overrun;
 mod plan;
@@ -69,7 +70,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 pub enum StallError {
     /// What is to be measured.
-    #[error("--scenario: {0}")]
+    #[error(transparent)]
     Scenario(#[from] ScenarioError),
     /// A gate about something that the scenario does not measure.
     #[error("--fail-if: {0}")]
@@ -168,8 +169,9 @@ impl StallError {
 /// Runs the command: the exit code of the process.
 #[must_use]
 pub fn main(args: StallArgs) -> u8 {
-    match run(args) {
-        Ok(_) => exit::OK,
+    let result = if args.check { prepare(&args).map(drop) } else { run(args).map(drop) };
+    match result {
+        Ok(()) => exit::OK,
         Err(error) => {
             let line = error.to_string();
             let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -184,18 +186,7 @@ pub fn main(args: StallArgs) -> u8 {
 /// # Errors
 /// When it cannot go on, when the measurement is incomplete or found data errors, or when a gate failed.
 pub fn run(args: StallArgs) -> Result<Document, StallError> {
-    let plan = Plan::new(&args)?;
-    let command = !args.command.is_empty();
-    args.fail_if.iter().try_for_each(|gate| gate.check(&plan.scenario, command))?;
-    let earlier = args.baseline.as_ref().map(|path| read_baseline(path, &plan)).transpose()?;
-    let inputs = [("--kernel", &args.kernel), ("--initrd", &args.initrd)];
-    let baseline = args.baseline.iter().map(|path| ("--baseline", path));
-    let scenario = args.scenario_file();
-    let scenario = scenario.iter().map(|path| ("--scenario", path));
-    let inputs = inputs.into_iter().chain(baseline).chain(scenario);
-    let inputs: Vec<_> =
-        inputs.filter_map(|(name, path)| Some((name, FileId::at(path)?))).collect();
-    let outputs = Outputs::claim(&args, inputs)?;
+    let Prepared { plan, earlier, outputs } = prepare(&args)?;
     let mut out: Box<dyn Write> =
         if outputs.use_stdout() { Box::new(io::stderr()) } else { Box::new(io::stdout()) };
     let mut driver = Driver {
@@ -219,6 +210,33 @@ pub fn run(args: StallArgs) -> Result<Document, StallError> {
     verdict(document, plan.runs())
 }
 
+/// What is checked, read and claimed before anything is measured.
+struct Prepared {
+    plan: Plan,
+    earlier: Option<Earlier>,
+    outputs: Outputs,
+}
+
+fn prepare(args: &StallArgs) -> Result<Prepared, StallError> {
+    let plan = Plan::new(args)?;
+    let command = !args.command.is_empty();
+    args.fail_if.iter().try_for_each(|gate| gate.check(&plan.scenario, command))?;
+    let earlier = args.baseline.as_ref().map(|path| read_baseline(path, &plan)).transpose()?;
+    let inputs = [("--kernel", &args.kernel), ("--initrd", &args.initrd)];
+    let baseline = args.baseline.iter().map(|path| ("--baseline", path));
+    let scenario = args.scenario_file();
+    let scenario = scenario.iter().map(|path| ("--scenario", path));
+    let inputs = inputs.into_iter().chain(baseline).chain(scenario);
+    let inputs = inputs.filter_map(|(name, path)| Some((name, FileId::at(path)?)));
+    // The table, or a report in its place.
+    let stdout = FileId::at(Path::new(STDOUT_FILE)).map(|id| ("standard output", id));
+    let outputs = Outputs::claim(args, inputs.chain(stdout).collect())?;
+    Ok(Prepared { plan, earlier, outputs })
+}
+
+/// The file, if it is one, that standard output goes to.
+const STDOUT_FILE: &str = "/proc/self/fd/1";
+
 fn read_baseline(path: &Path, plan: &Plan) -> Result<Earlier, StallError> {
     /// The longest earlier result.
     const BYTES: u64 = 256 << 20;
@@ -236,6 +254,7 @@ fn judge_gates(document: &mut Document, args: &StallArgs, earlier: Option<&Earli
     let baseline = earlier.zip(args.tolerance);
     let baseline = baseline.map(|(earlier, by)| earlier.judge(&document.summary, by));
     document.gates = gates.chain(baseline).collect();
+    document.warnings = warnings::of(document);
 }
 
 fn verdict(document: Document, planned: usize) -> Result<Document, StallError> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::document::Document;
 use super::{StallArgs, StallError, hlog, html, junit, markdown};
 use crate::operand::FileId;
-use crate::output::OutputFile;
+use crate::output::{OutputError, OutputFile};
 
 /// What makes a report of a result.
 type Render = fn(&Document) -> Result<Vec<u8>, String>;
@@ -49,6 +49,12 @@ impl Outputs {
             let Some(path) = path else { continue };
             let file = OutputFile::open_beside(path, &taken)
                 .map_err(|source| StallError::Output { option, source })?;
+            let same = |other: &&Output| other.file.is_stdout() && file.is_stdout();
+            if let Some(Output { option: other, .. }) = outputs.iter().find(same) {
+                let (path, other) = (path.clone(), (*other).to_owned());
+                let source = OutputError::Taken { path, other };
+                return Err(StallError::Output { option, source });
+            }
             taken.extend(file.id().map(|id| (option, id)));
             outputs.push(Output { option, render, file });
         }
@@ -102,6 +108,10 @@ mod tests {
         let args = |more: &[&str]| parse(more).unwrap();
         let twice = Outputs::claim(&args(&["--json", &json, "--junit", &json]), Vec::new());
         assert!(twice.is_err_and(|error| error.to_string().starts_with("--junit: ")));
+        let stdout = Outputs::claim(&args(&["--json", "-", "--html", "-"]), Vec::new());
+        assert!(
+            stdout.is_err_and(|error| error.to_string().starts_with("--html: '-' is also --json"))
+        );
         let args = args(&["--json", &json, "--html", &html, "--markdown", full, "--junit", &junit]);
         let outputs = Outputs::claim(&args, Vec::new()).unwrap();
         assert!(!outputs.use_stdout());

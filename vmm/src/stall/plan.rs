@@ -112,6 +112,9 @@ pub struct StallArgs {
     /// By how much it may be worse
     #[arg(long, value_name = "N%", requires = "baseline")]
     pub tolerance: Option<Tolerance>,
+    /// Check all operands but kernel and initrd, and end (for `cargo xtask demo`, before it builds these)
+    #[arg(long, hide = true)]
+    pub check: bool,
     /// Give one boot with all its runs up after this many seconds [default: by --duration]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub timeout: Option<u64>,
@@ -156,8 +159,30 @@ impl StallArgs {
         if apf.is_some() && scenario.baseline.is_some_and(|mode| !scenario.modes.contains(&mode)) {
             scenario.baseline = None;
         }
-        let checked = scenario.check().map_err(|error| error.at(&name, &text))?;
+        let checked =
+            scenario.check().map_err(|error| error.by_option(&self.changes()).at(&name, &text))?;
         Ok((scenario, checked))
+    }
+
+    /// The keys of a scenario that options change, each with its option and the value.
+    fn changes(&self) -> Vec<(&'static str, &'static str, String)> {
+        fn list<T: ToString>(values: &Option<Vec<T>>) -> Option<String> {
+            let texts = values.as_ref()?.iter().map(ToString::to_string);
+            Some(texts.collect::<Vec<_>>().join(","))
+        }
+        let changes = [
+            ("cpus", "--cpus", list(&self.cpus)),
+            ("modes", "--apf", list(&self.apf)),
+            ("memory", "--memory", self.memory.clone()),
+            ("resident_limit", "--resident-limit", self.resident_limit.clone()),
+            ("store", "--store", self.store.as_ref().map(ToString::to_string)),
+            ("duration", "--duration", self.duration.clone()),
+            ("threads", "--threads", list(&self.threads)),
+            ("rounds", "--rounds", self.rounds.map(|rounds| rounds.to_string())),
+            ("seed", "--seed", self.seed.map(|seed| seed.to_string())),
+        ];
+        let given = changes.into_iter();
+        given.filter_map(|(key, option, value)| Some((key, option, value?))).collect()
     }
 
     /// The scenario's file, if it is none of the presets.
@@ -377,15 +402,24 @@ pub(super) mod tests {
             assert!(error.contains(bad[0]), "{error}");
         }
         for (bad, name) in [
-            (["--memory", "lots"], "memory"),
-            (["--resident-limit", "half"], "resident_limit"),
-            (["--resident-limit", "2G"], "resident_limit"),
+            (["--memory", "lots"], "--memory: 'lots'"),
+            (["--memory", "0"], "--memory: 0: a guest needs"),
+            (["--resident-limit", "half"], "--resident-limit: 'half'"),
+            (["--resident-limit", "2G"], "--resident-limit: 2 GiB is more than"),
             (["--scenario", "fastest"], "quick, overcommit"),
         ] {
             let error = plan(&bad).unwrap_err();
             assert_eq!(error.exit_code(), crate::exit::OPERAND);
             assert!(error.to_string().contains(name), "{error}");
         }
+    }
+
+    #[test]
+    fn what_does_not_fit_an_option_is_named_with_both() {
+        let error = plan(&["--scenario", "quick", "--memory", "64M"]).unwrap_err();
+        let error = error.to_string();
+        assert!(error.starts_with("--scenario: preset quick, line "), "{error}");
+        assert!(error.contains(": buffer: ") && error.ends_with("(with --memory 64M)"), "{error}");
     }
 
     #[test]

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use super::document::{Document, Run};
 use super::outputs::Outputs;
 use super::overrun::HistogramError;
-use super::{StallError, overrun, table};
+use super::{STDOUT_FILE, StallError, overrun, table};
 use crate::exit;
 use crate::operand::{self, FileId, OperandError};
+use crate::output::STDOUT;
 
 /// The longest result that is read.
 const BYTES: u64 = 256 << 20;
@@ -92,8 +93,13 @@ fn run(args: &Args) -> Result<(), ReportError> {
     let Args { result, html, markdown, junit, hlog } = args;
     let document =
         read(result).map_err(|source| ReportError::Result { path: result.clone(), source })?;
-    let inputs = FileId::at(result).map(|id| ("the result", id)).into_iter().collect();
     let reports = [html, markdown, junit, hlog].map(Option::as_ref);
+    // Without a report it is the table's, and of no concern.
+    let stdout = reports.iter().flatten().any(|path| path.as_path() == Path::new(STDOUT));
+    let stdout = FileId::at(Path::new(STDOUT_FILE)).filter(|_| stdout);
+    let stdout = stdout.map(|id| ("standard output", id));
+    let inputs =
+        FileId::at(result).map(|id| ("the result", id)).into_iter().chain(stdout).collect();
     let outputs = Outputs::claim_each(None, reports, inputs)?;
     if outputs.is_empty() {
         return print(&mut io::stdout(), &document).map_err(ReportError::Table);

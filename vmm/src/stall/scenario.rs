@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kvm::cpuid::Apf;
 use crate::size;
+use crate::spec::memory_bytes;
 
 /// The presets: name and text.
 pub const PRESETS: [(&str, &str); 5] = [
@@ -161,7 +162,7 @@ fn seed() -> u64 {
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
     /// Not TOML, or not of a scenario's form.
-    #[error("{place}: {message}")]
+    #[error("--scenario: {place}: {message}")]
     Malformed {
         /// File, or preset, and line.
         place: String,
@@ -169,15 +170,23 @@ pub enum ScenarioError {
         message: String,
     },
     /// A value that cannot be.
-    #[error("{key}: {message}")]
+    #[error("--scenario: {key}: {message}")]
     Value {
-        /// The key, which is an option of the command line, too, mostly.
+        /// The key.
         key: &'static str,
         /// What is wrong, and what to do.
         message: String,
     },
+    /// A value of the command line that cannot be.
+    #[error("{option}: {message}")]
+    Option {
+        /// The option.
+        option: &'static str,
+        /// What is wrong, and what to do.
+        message: String,
+    },
     /// The file cannot be read.
-    #[error("cannot read the scenario '{name}': {source}; the presets are {presets}")]
+    #[error("--scenario: cannot read the scenario '{name}': {source}; the presets are {presets}")]
     Unreadable {
         /// What was named.
         name: String,
@@ -191,6 +200,24 @@ pub enum ScenarioError {
 impl ScenarioError {
     fn value(key: &'static str, message: impl Into<String>) -> Self {
         Self::Value { key, message: message.into() }
+    }
+
+    /// The same with the option that the value came from, if it came from one; `changes` are the keys that
+    /// options changed, each with its option and the value.
+    pub(super) fn by_option(self, changes: &[(&str, &'static str, String)]) -> Self {
+        let Self::Value { key, message } = self else { return self };
+        let with = |others: Vec<String>| match others.is_empty() {
+            true => message.clone(),
+            false => format!("{message} (with {})", others.join(" ")),
+        };
+        let all = |not: &str| {
+            let others = changes.iter().filter(|(key, ..)| *key != not);
+            others.map(|(_, option, value)| format!("{option} {value}")).collect()
+        };
+        match changes.iter().find(|(changed, ..)| *changed == key) {
+            Some((_, option, _)) => Self::Option { option, message },
+            None => Self::Value { key, message: with(all(key)) },
+        }
     }
 
     /// The same with the place where `text` has the key, if it has.
@@ -288,7 +315,7 @@ impl Scenario {
             return Err(value("baseline", format!("{baseline} is none of the modes")));
         }
         let memory_bytes =
-            size::parse(&self.memory).map_err(|error| value("memory", error.to_string()))?;
+            memory_bytes(&self.memory).map_err(|error| value("memory", error.to_string()))?;
         let store: StoreSpec =
             self.store.parse().map_err(|error| value("store", format!("{error}")))?;
         let limit_bytes = self
@@ -468,6 +495,7 @@ mod tests {
                 "line 3: baseline: user is none of the modes",
             ),
             ("memory = \"lots\"", "line 2: memory: 'lots' is not a size"),
+            ("memory = \"0\"", "line 2: memory: 0: a guest needs at least"),
             ("store = \"disk\"", "line 2: store: "),
             (
                 "resident_limit = \"256M\"",

@@ -8,7 +8,7 @@ use nowait_wire::agent::Kind;
 
 use super::document::{Document, Run};
 use super::summary::{Estimate, Group, ModeSummary, workload_name};
-use super::verdict;
+use super::{missing, verdict};
 use crate::size;
 
 /// A column: title, width, whether it holds numbers, and what it shows.
@@ -29,7 +29,7 @@ const fn column(
 }
 
 const ROUND: Column = column("round", 5, true, |run| run.round.to_string());
-const FRONT: [Column; 9] = [
+const FRONT: [Column; 8] = [
     column("apf", 6, false, |run| run.apf.to_string()),
     column("workload", 8, false, |run| workload_name(run.workload).to_owned()),
     column("threads", 7, true, |run| run.threads.to_string()),
@@ -38,11 +38,16 @@ const FRONT: [Column; 9] = [
     column("p90 us", 8, true, |run| run.overrun_us.p90.to_string()),
     column("p99 us", 8, true, |run| run.overrun_us.p99.to_string()),
     column("max us", 8, true, |run| run.overrun_us.max.to_string()),
-    column("pages/s", 8, true, |run| match run.workload {
-        Kind::Idle | Kind::Command => "-".to_owned(),
-        _ => format!("{:.0}", run.pages_per_s),
-    }),
 ];
+const PAGES: Column = column("pages/s", 8, true, |run| match run.workload {
+    Kind::Idle | Kind::Command => "-".to_owned(),
+    _ => format!("{:.0}", run.pages_per_s),
+});
+/// How long a guest command took, in the place of the pages that nobody counts.
+const TIME: Column = column("time s", 8, true, |run| match run.workload {
+    Kind::Command => format!("{:.2}", run.elapsed_us as f64 / 1e6),
+    _ => "-".to_owned(),
+});
 const WORK: Column = column("work/s", 8, true, |run| {
     run.units_per_s.map_or("-".into(), |units| format!("{units:.0}"))
 });
@@ -57,6 +62,7 @@ fn columns(document: &Document) -> Vec<Column> {
     let scenario = &document.config.scenario;
     let mut columns = Vec::from_iter((scenario.rounds > 1).then_some(ROUND));
     columns.extend(FRONT);
+    columns.push(if document.config.command.is_empty() { PAGES } else { TIME });
     columns.extend((scenario.compute_per_cpu > 0).then_some(WORK));
     columns.extend([STALLED, ERRORS]);
     columns
@@ -123,7 +129,7 @@ pub(super) fn foot(out: &mut dyn Write, document: &Document) -> io::Result<()> {
         writeln!(out)?;
         verdict.iter().try_for_each(|line| writeln!(out, "{line}"))?;
     }
-    for gate in &document.gates {
+    for gate in document.gates.iter().filter(|_| !document.runs.is_empty()) {
         writeln!(out, "gate {}: {}", if gate.passed { "passed" } else { "FAILED" }, gate.gate)?;
         gate.failures.iter().try_for_each(|failure| writeln!(out, "  {failure}"))?;
     }
@@ -139,8 +145,14 @@ pub(super) fn foot(out: &mut dyn Write, document: &Document) -> io::Result<()> {
             failure.message
         )?;
     }
+    for line in missing::few(document, MISSING_LINES).iter().filter(|_| !document.runs.is_empty()) {
+        writeln!(out, "  missing: {line}")?;
+    }
     out.flush()
 }
+
+/// How many boots without all of their runs are told one by one.
+pub(super) const MISSING_LINES: usize = 8;
 
 /// The medians over the rounds, as a table that Markdown reads, too.
 pub(super) fn summary(document: &Document) -> Table {
@@ -231,7 +243,7 @@ mod tests {
     #[test]
     fn the_table_as_it_is_printed() {
         let mut out = Vec::new();
-        let (plan, mut document) = planned(&[]);
+        let (plan, mut document) = planned(&["--cpus", "2", "--apf", "host"]);
         document.host.accel = ACCEL_NESTED;
         head(&mut out, &document).unwrap();
         for kind in [Kind::Idle, Kind::User] {

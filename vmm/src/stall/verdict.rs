@@ -1,4 +1,5 @@
-//! What the rows say about the modes: work and lateness of each over one of them. Pure.
+//! What the rows say about the modes: work and lateness of each over one of them. Pure. The work is pages touched
+//! per second, or of a guest command how fast it was over.
 //!
 //! Rows of the same workload, threads and processors are compared with each other, and the geometric
 //! mean of their ratios is taken. One boot of a mode is one sample: what differs by little is the same.
@@ -18,7 +19,8 @@ pub(super) struct Ratios {
     pub(super) apf: Apf,
     /// Rows that both have.
     pub(super) rows: usize,
-    pub(super) pages_per_s: f64,
+    /// Pages per second, or commands.
+    pub(super) work: f64,
     pub(super) p50: f64,
     pub(super) p99: f64,
 }
@@ -54,7 +56,10 @@ fn ratios_of(document: &Document, vcpus: u32, baseline: Apf, apf: Apf) -> Option
     (!pairs.is_empty()).then(|| Ratios {
         apf,
         rows: pairs.len(),
-        pages_per_s: mean(|run| run.pages_per_s),
+        work: mean(|run| match run.workload {
+            Kind::Command => 1e12 / run.elapsed_us.max(1) as f64,
+            _ => run.pages_per_s,
+        }),
         p50: mean(|run| run.overrun_us.p50 as f64),
         p99: mean(|run| run.overrun_us.p99 as f64),
     })
@@ -73,13 +78,17 @@ pub(super) fn lines(document: &Document) -> Vec<String> {
         let what = size::count(vcpus.into(), "vCPU");
         let rows = size::count(first.rows as u64, "row");
         lines.push(format!("{what}: over `{baseline}`, mean of {rows} under pressure"));
-        for Ratios { apf, pages_per_s, p50, p99, .. } in &ratios {
+        let command = !document.config.command.is_empty();
+        for Ratios { apf, work, p50, p99, .. } in &ratios {
             let apf = format!("{apf}");
-            lines.push(format!(
-                "  {apf:<6}  pages/s x {pages_per_s:<6.2} overrun p50 x {p50:<6.3} p99 x {p99:.3}"
-            ));
+            let work = match command {
+                true => format!("time x {:<6.2}", 1.0 / work),
+                false => format!("pages/s x {work:<6.2}"),
+            };
+            lines.push(format!("  {apf:<6}  {work} overrun p50 x {p50:<6.3} p99 x {p99:.3}"));
         }
-        lines.push(format!("  {}", sentence(&ratios, baseline)));
+        let most = if command { "done first" } else { "most work" };
+        lines.push(format!("  {most}: {}", sentence(&ratios, baseline)));
     }
     lines
 }
@@ -87,11 +96,11 @@ pub(super) fn lines(document: &Document) -> Vec<String> {
 /// Who gets the most work done, and whose heartbeat is late least.
 fn sentence(ratios: &[Ratios], baseline: Apf) -> String {
     // The baseline itself takes part.
-    let own = Ratios { apf: baseline, rows: 0, pages_per_s: 1.0, p50: 1.0, p99: 1.0 };
+    let own = Ratios { apf: baseline, rows: 0, work: 1.0, p50: 1.0, p99: 1.0 };
     let all: Vec<Ratios> = ratios.iter().copied().chain([own]).collect();
-    let work = best(&all, |ratios| 1.0 / ratios.pages_per_s);
+    let work = best(&all, |ratios| 1.0 / ratios.work);
     let late = best(&all, |ratios| ratios.p50);
-    format!("most work: {work}; heartbeat late least: {late}")
+    format!("{work}; heartbeat late least: {late}")
 }
 
 /// Those whose value is smallest, or larger by little.
@@ -150,6 +159,20 @@ mod tests {
     }
 
     #[test]
+    fn commands_are_compared_by_their_time() {
+        let mut document = document(&[(Apf::Off, 1.0, 100), (Apf::User, 1.0, 100)]);
+        document.config.command = "make".to_owned();
+        document.runs.retain(|run| run.workload != Kind::Copy);
+        for run in document.runs.iter_mut().filter(|run| run.workload == Kind::User) {
+            run.workload = Kind::Command;
+            run.elapsed_us = if run.apf == Apf::User { 1_000_000 } else { 4_000_000 };
+        }
+        let lines = lines(&document);
+        assert_eq!(lines[1], "  user    time x 0.25   overrun p50 x 1.000  p99 x 1.000");
+        assert!(lines[2].starts_with("  done first: `user`; heartbeat"), "{lines:?}");
+    }
+
+    #[test]
     fn without_a_second_mode_there_is_no_verdict() {
         assert!(lines(&document(&[(Apf::User, 1.0, 1)])).is_empty());
         assert!(lines(&document(&[])).is_empty());
@@ -161,7 +184,7 @@ mod tests {
         document.runs[5].complete = false;
         let ratios = ratios(&document, 2, Apf::Host);
         assert_eq!((ratios.len(), ratios[0].rows), (1, 1));
-        assert!((ratios[0].pages_per_s - 0.5).abs() < 1e-9);
+        assert!((ratios[0].work - 0.5).abs() < 1e-9);
         assert!(lines(&document)[2].contains("most work: `host`; heartbeat late least: `host`"));
         document.runs.truncate(4);
         assert!(lines(&document).is_empty());

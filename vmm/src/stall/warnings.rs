@@ -5,7 +5,7 @@ use nowait_wire::agent::Kind;
 use super::document::Document;
 use super::summary::{Estimate, Group};
 
-/// An idle row whose 99th percentile differs by more than this factor between rounds makes the machine noisy.
+/// Idle rows whose 99th percentiles differ by more than this factor between boots make the machine noisy.
 const NOISY: f64 = 3.0;
 /// Rounds from which an interval means something.
 const ENOUGH_ROUNDS: u32 = 5;
@@ -39,8 +39,11 @@ pub(super) fn of(document: &Document) -> Vec<String> {
     }
     if let Some(factor) = noise(&document.summary).filter(|factor| *factor > NOISY) {
         warnings.push(format!(
-            "noisy: without any paging the heartbeat's p99 differs {factor:.1} times between rounds"
+            "noisy: without any paging the heartbeat's p99 differs {factor:.1} times between boots"
         ));
+    }
+    if rounds < ENOUGH_ROUNDS && document.gates.iter().any(|gate| !gate.passed) {
+        warnings.push("a gate that failed on so few boots may be noise".to_owned());
     }
     let undecided = document.summary.iter().flat_map(undecided).collect::<Vec<_>>();
     if rounds >= ENOUGH_ROUNDS && !undecided.is_empty() {
@@ -52,15 +55,17 @@ pub(super) fn of(document: &Document) -> Vec<String> {
     warnings
 }
 
-/// How much the idle rows' 99th percentiles differ, at most.
+/// How much the idle rows' 99th percentiles differ, at most: between rounds (their intervals) and between modes,
+/// which are all the same to an idle guest.
 fn noise(groups: &[Group]) -> Option<f64> {
-    groups
-        .iter()
-        .filter(|group| group.workload == Kind::Idle)
-        .flat_map(|group| &group.modes)
-        .map(|mode| mode.overrun_us.p99)
-        .map(|Estimate { low, high, .. }| high.max(1.0) / low.max(1.0))
-        .max_by(f64::total_cmp)
+    let of_group = |group: &Group| {
+        let p99 = || group.modes.iter().map(|mode| mode.overrun_us.p99);
+        let high = p99().map(|p99| p99.high).max_by(f64::total_cmp)?;
+        let low = p99().map(|p99| p99.low).min_by(f64::total_cmp)?;
+        Some(high.max(1.0) / low.max(1.0))
+    };
+    let idle = groups.iter().filter(|group| group.workload == Kind::Idle);
+    idle.filter_map(of_group).max_by(f64::total_cmp)
 }
 
 /// Modes whose pages per second cannot be told from the baseline's.
@@ -104,6 +109,10 @@ mod tests {
         idle.overrun_us.p99 = Estimate { value: 200.0, low: 100.0, high: 350.0 };
         document.summary = vec![group(Kind::Idle, vec![idle])];
         assert!(words(&document).contains("differs 3.5 times"), "{}", words(&document));
+        let mut other = mode(Apf::User, 10.0, 0.0);
+        other.overrun_us.p99 = Estimate { value: 40.0, low: 40.0, high: 40.0 };
+        document.summary[0].modes.push(other);
+        assert!(words(&document).contains("differs 8.8 times"), "{}", words(&document));
         let mut user = mode(Apf::User, 10.0, 5.0);
         let about_one = Estimate { value: 1.01, low: 0.9, high: 1.1 };
         user.over_baseline = Some(Ratios {

@@ -33,9 +33,14 @@ pub(crate) struct Images {
 /// File names in [`Images::dir`], and in `/images` of the nested machine.
 pub(crate) const NAMES: [&str; 4] = ["vmlinux", "initramfs.cpio", "debian-vmlinuz", "test-kernel"];
 
+/// Where they are, or will be.
+pub(crate) fn dir() -> PathBuf {
+    paths::target().join("images")
+}
+
 /// Builds whatever of the images is not up to date.
 pub(crate) fn images() -> Result<Images> {
-    let dir = paths::target().join("images");
+    let dir = dir();
     paths::create_dir(&dir)?;
     let kernel = guest_kernel()?;
     let distribution = distribution_kernel()?;

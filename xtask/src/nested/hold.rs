@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::exit::{self, Exit};
 use crate::images::{Archive, Images, NAMES};
 use crate::{child, paths};
 
@@ -43,6 +44,20 @@ impl std::str::FromStr for Add {
             return Err(format!("destination of {text:?}: expected an absolute path"));
         }
         Ok(Add { from: PathBuf::from(from), to: to.to_owned() })
+    }
+}
+
+impl Add {
+    /// The file on the host, through links.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn source(&self) -> Result<PathBuf> {
+        self.from.canonicalize().map_err(|error| {
+            let from = self.from.display();
+            let what = format!("cannot carry {from} into the nested machine (--add): {error}");
+            Exit::error(exit::OPERAND, what)
+        })
     }
 }
 
@@ -135,9 +150,7 @@ impl Hold {
         let mut archive = Archive::after(base, file)?;
         for add in &self.files {
             archive.parents(&add.to)?;
-            let from = add.from.canonicalize().with_context(|| {
-                format!("cannot carry {} into the nested machine", add.from.display())
-            })?;
+            let from = add.source()?;
             archive.tree(&add.to, &from)?;
         }
         let command: Vec<String> = command.iter().map(|word| quote(word)).collect();

@@ -54,8 +54,16 @@ else
     stderr=$!
     # A line from outside asks for the command's end. In the foreground, for in the background a shell has it
     # ignore SIGINT.
+    stdin=/dev/null
+    if [ -n "$NOWAIT_STDIN" ]; then
+        unset NOWAIT_STDIN
+        wait_for_port 5
+        stdin=/run/stdin
+        mkfifo $stdin
+        (exec cat /dev/vport0p5 > /run/stdin) &
+    fi
     (read -r _ < /dev/ttyS0 && kill -TERM -- "-$(cat /run/command)") &
-    setsid sh -c 'echo $$ > /run/command; exec sh /nowait/command' < /dev/null > /run/stdout 2> /run/stderr
+    setsid sh -c 'echo $$ > /run/command; exec sh /nowait/command' < $stdin > /run/stdout 2> /run/stderr
     status=$?
     # Processes left over still hold the pipes: at most 2 s for them.
     kill -TERM -1

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::nudge::Nudge;
-use super::terminal;
+use super::{stdin, terminal};
 use crate::child::Group;
 use crate::exit::{self, Exit};
 use crate::{cache, child, paths, progress, signals};
@@ -91,6 +91,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) grace: Duration,
     /// The user's terminal becomes the command's.
     pub(crate) interactive: bool,
+    /// Our standard input becomes the command's.
+    pub(crate) input: bool,
     /// Others run at the same time, and write to the same terminal.
     pub(crate) beside_others: bool,
     /// Where everything that comes out goes.
@@ -120,6 +122,9 @@ impl Machine<'_> {
         command.stdin(keys).stdout(Stdio::piped()).stderr(Stdio::piped());
         let start = Instant::now();
         let mut group = Group::spawn(&mut command)?;
+        if self.input {
+            stdin::forward(nudge.stdin());
+        }
         let raw = if self.interactive { Some(terminal::Raw::enter()?) } else { None };
         let leave = group.child().stdin.take().map(terminal::forward_keys);
         let stdout = group.child().stdout.take().context("QEMU has no output")?;
@@ -235,6 +240,12 @@ impl Machine<'_> {
                 .args(["-device", "virtserialport,bus=ports.0,nr=1,chardev=stdout"])
                 .args(["-chardev", "file,id=stderr,path=/dev/stderr,append=on"])
                 .args(["-device", "virtserialport,bus=ports.0,nr=2,chardev=stderr"]);
+        }
+        if self.input {
+            let socket = "socket,id=stdin,server=on,wait=off,path=";
+            command
+                .args(["-chardev", &file_device(socket, &nudge.stdin())])
+                .args(["-device", "virtserialport,bus=ports.0,nr=5,chardev=stdin"]);
         }
         for (number, id, file) in
             [(3, "results", self.results_tar()), (4, "status", self.status_file())]

@@ -4,6 +4,7 @@ mod base;
 mod hold;
 mod machine;
 mod nudge;
+mod stdin;
 mod terminal;
 
 use std::fs::File;
@@ -44,7 +45,7 @@ pub(crate) struct Run {
     pub(crate) timeout: Duration,
     /// Where results and logs go.
     pub(crate) out: PathBuf,
-    /// The user's terminal may become the command's.
+    /// The user's terminal may become the command's, and otherwise what comes on standard input.
     pub(crate) terminal: bool,
     /// Others run at the same time.
     pub(crate) beside_others: bool,
@@ -78,7 +79,12 @@ impl Run {
         let base = base::base(&kernel)?;
         let initrd = self.out.join("initrd.cpio");
         let interactive = self.terminal && terminal::interactive();
-        self.hold.write(&base, &self.command, &self.environment(interactive), &initrd)?;
+        let input = self.terminal && !interactive && stdin::is_there();
+        let mut environment = self.environment(interactive);
+        if input {
+            environment.push(("NOWAIT_STDIN".to_owned(), "1".to_owned()));
+        }
+        self.hold.write(&base, &self.command, &environment, &initrd)?;
         let machine = Machine {
             kernel: &kernel.bzimage,
             initrd: &initrd,
@@ -86,6 +92,7 @@ impl Run {
             timeout: self.timeout,
             grace: self.grace,
             interactive,
+            input,
             beside_others: self.beside_others,
             out: &self.out,
         };

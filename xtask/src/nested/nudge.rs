@@ -40,6 +40,11 @@ impl Nudge {
         self.dir.path().join("serial")
     }
 
+    /// Where QEMU is to listen for the command's standard input.
+    pub(crate) fn stdin(&self) -> PathBuf {
+        self.dir.path().join("stdin")
+    }
+
     /// Asks for the end of the command; false when the machine cannot be reached.
     pub(crate) fn ask_to_stop(&mut self) -> bool {
         self.line.as_mut().is_some_and(|line| line.write_all(STOP).is_ok())

@@ -19,6 +19,11 @@ pub enum StoreSpecError {
          or fail=OP:WHEN, with + in between, for example lz4=32M+file=/var/tmp"
     )]
     Unknown(String),
+    /// `raw` without a store, or not before all layers.
+    #[error(
+        "store \"{0}\": raw comes first and has a store behind it, for example raw+file=/var/tmp"
+    )]
+    Raw(String),
     /// Something stands behind a layer that has nothing behind it.
     #[error(
         "store \"{0}\" must be the last one: it keeps pages for good, and nothing comes behind it"
@@ -97,6 +102,9 @@ impl FromStr for StoreSpec {
         for part in split(rest) {
             if let Some(last) = layers.last().filter(|layer| layer.is_last()) {
                 return Err(StoreSpecError::NotLast(last.to_string()));
+            }
+            if part == "raw" {
+                return Err(StoreSpecError::Raw(given.to_owned()));
             }
             let layer = parse_layer(part)?;
             let lz4 = |layer: &LayerSpec| matches!(layer, LayerSpec::Lz4 { .. });

@@ -102,14 +102,17 @@ fn addresses_are_read() {
 #[test]
 fn errors_name_what_was_given() {
     use StoreSpecError::{
-        Distribution, Duration, Fail, NotLast, Option, Path, Seed, Size, TooLong, TwiceCompressed,
-        Unknown, Uri,
+        Distribution, Duration, Fail, NotLast, Option, Path, Raw, Seed, Size, TooLong,
+        TwiceCompressed, Unknown, Uri,
     };
     let error = |text: &str| parse(text).expect_err(text);
-    for unknown in ["disk", "", "raw", "lz4", "Memory", "zero", "file"] {
+    for unknown in ["disk", "", "lz4", "Memory", "zero", "file"] {
         assert_eq!(error(unknown), Unknown(unknown.into()));
     }
     assert_eq!(error("lz4=1M+"), Unknown(String::new()));
+    for raw in ["raw", "raw+raw", "lz4=1M+raw", "lz4=1M+raw+memory"] {
+        assert_eq!(error(raw), Raw(raw.into()));
+    }
     assert_eq!(error("memory+raw"), NotLast("memory".into()));
     assert_eq!(error("file=/a+nbd://b"), NotLast("file=/a".into()));
     assert_eq!(error("lz4=1M+lz4=2M"), TwiceCompressed("lz4=2M".into()));

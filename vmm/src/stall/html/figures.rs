@@ -6,12 +6,13 @@ use super::super::summary::Group;
 use super::curves::{Plot, Quantity};
 use super::units;
 
-/// A figure; `key` tells the script which plot of the data belongs into it.
-pub(super) fn figure(plot: &Plot, key: &str) -> Markup {
+/// A figure; `key` tells the script which plot of the data belongs into it, `more` stands below the sentence.
+pub(super) fn figure(plot: &Plot, key: &str, more: Option<&str>) -> Markup {
     let alternative = format!("{}. The table below has the values.", plot.title);
     html! {
         figure {
             h3 { (plot.title) }
+            @if let Some(more) = more { p.progress { (more) } }
             div.plot data-plot=(key) role="img" aria-label=(alternative) {}
             details {
                 summary { "Values" }

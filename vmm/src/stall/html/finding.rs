@@ -27,6 +27,34 @@ pub(super) fn headline(groups: &[Group]) -> usize {
     best.map_or(0, |(index, _)| index)
 }
 
+/// What a group is called on the page, where `user` is only the name of a mode.
+pub(super) fn name(group: &Group) -> String {
+    let vcpus = size::count(group.vcpus.into(), "vCPU");
+    let threads = size::count(group.threads.into(), "thread");
+    match group.workload {
+        Kind::Idle => format!("{vcpus}, without paging"),
+        Kind::User => format!("{vcpus}, {threads} in user mode"),
+        Kind::Copy => format!("{vcpus}, {threads} in read(2)"),
+        Kind::Command => format!("{vcpus}, the command"),
+    }
+}
+
+/// What got done meanwhile: a mode that is never late because nothing is done looks no better for it.
+pub(super) fn progress(group: &Group) -> Option<String> {
+    if !matches!(group.workload, Kind::User | Kind::Copy) {
+        return None;
+    }
+    let mut modes: Vec<(String, f64)> =
+        group.modes.iter().map(|mode| (mode.apf.to_string(), mode.pages_per_s.value)).collect();
+    modes.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let rates: Vec<String> = modes
+        .into_iter()
+        .map(|(name, rate)| format!("{} ({name})", units::count(rate.round() as u64)))
+        .collect();
+    (!rates.is_empty())
+        .then(|| format!("Meanwhile they touch {} pages per second.", rates.join(", ")))
+}
+
 /// What the guest does in a group, as the beginning of a sentence.
 fn beside(group: &Group) -> String {
     let vcpus = size::count(group.vcpus.into(), "vCPU");
@@ -92,7 +120,8 @@ fn list(values: &[(String, f64)]) -> String {
                 let names: Vec<&str> = same.iter().map(|(name, _)| name.as_str()).collect();
                 format!("{} ({})", same[0].1, names.join(", "))
             });
-            parts.collect::<Vec<_>>().join(", ")
+            // The first says what the names are.
+            parts.collect::<Vec<_>>().join(", ").replacen('(', "(mode ", 1)
         }
     }
 }
@@ -125,7 +154,7 @@ mod tests {
         ]);
         assert_eq!(
             sentence(&apart, Quantity::Overrun),
-            "With 8 threads in user mode, on 2 vCPUs, the heartbeat is late by 300 µs (user, kernel), \
+            "With 8 threads in user mode, on 2 vCPUs, the heartbeat is late by 300 µs (mode user, kernel), \
              10 ms (off) at the median"
         );
         let mut alike = of(vec![mode(Apf::Off, 100.0, 1.0), mode(Apf::User, 101.0, 1.0)]);
@@ -136,12 +165,20 @@ mod tests {
         alike.modes[0].overrun_us.p99.value = 20_000.0;
         assert!(
             sentence(&alike, Quantity::Overrun)
-                .ends_with("late by 1.01 ms (user), 20 ms (off) at the 99th percentile")
+                .ends_with("late by 1.01 ms (mode user), 20 ms (off) at the 99th percentile")
         );
         alike.modes.iter_mut().for_each(|mode| mode.stall_us = None);
         assert!(sentence(&alike, Quantity::Stall).ends_with("the host saw no vCPU stall"));
+        assert_eq!(
+            progress(&alike).unwrap(),
+            "Meanwhile they touch 1 (off), 1 (user) pages per second."
+        );
+        assert!(progress(&group(Kind::Idle, vec![])).is_none());
+        assert_eq!(name(&alike), "2 vCPUs, 8 threads in user mode");
         let single = of(vec![mode(Apf::Host, 5.0, 1.0)]);
-        assert!(sentence(&single, Quantity::Stall).ends_with("lasts 5 µs (host) at the median"));
+        assert!(
+            sentence(&single, Quantity::Stall).ends_with("lasts 5 µs (mode host) at the median")
+        );
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub(super) fn render(document: &Document) -> Result<Vec<u8>, String> {
             "warnings" => sections::warnings(document).into_string(),
             "finding" => finding_section(document, &data).into_string(),
             "gates" => sections::gates(document).into_string(),
-            "missing" => sections::missing(document).into_string(),
+            "missing" => sections::not_there(document).into_string(),
             "summary" => tables::summary(document).into_string(),
             "detail" => detail(document, &data).into_string(),
             "terms" => sections::terms().into_string(),
@@ -125,7 +125,7 @@ impl Plots {
             }))
         };
         Ok(Self {
-            name: group.name(),
+            name: finding::name(group),
             overrun: plot(Quantity::Overrun)?,
             stall: plot(Quantity::Stall)?,
             access: plot(Quantity::Access)?,
@@ -139,6 +139,7 @@ fn finding_section(document: &Document, data: &Data) -> Markup {
         @if document.summary.is_empty() {
             p { "No run is complete: there is nothing to plot." }
         } @else {
+            (sections::modes(document))
             (toolbar(data, "finding-group"))
             @for (index, group) in document.summary.iter().enumerate() {
                 div data-group=(index) { (figure(group, data, index, Quantity::Overrun)) }
@@ -211,7 +212,10 @@ fn figure(group: &Group, data: &Data, index: usize, quantity: Quantity) -> Marku
         Quantity::Access => (&plots.access, "access"),
     };
     match plot {
-        Some(plot) => figures::figure(plot, &format!("{index}/{name}")),
+        Some(plot) => {
+            let more = finding::progress(group).filter(|_| quantity == Quantity::Overrun);
+            figures::figure(plot, &format!("{index}/{name}"), more.as_deref())
+        }
         None => figures::nothing(group, quantity, &finding::sentence(group, quantity)),
     }
 }

@@ -5,8 +5,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::super::document::Document;
+use super::super::missing;
 use super::super::summary::workload_name;
 use super::finding;
+use crate::kvm::cpuid::Apf;
 use crate::size;
 
 /// The longest part of a command's output that the page has, in characters.
@@ -66,7 +68,7 @@ pub(super) fn warnings(document: &Document) -> Markup {
             div.banner.bad role="status" {
                 p {
                     strong { "Partial result." } " "
-                    (size::count(complete as u64, "run")) " of " (document.planned_runs()) " complete: "
+                    (size::count(complete as u64, "run")) " of " (missing::planned(document)) " complete: "
                     a href="#missing" { "what is missing" } "."
                 }
             }
@@ -89,6 +91,26 @@ pub(super) fn warnings(document: &Document) -> Markup {
                 p { strong { "Keep in mind" } }
                 ul { @for warning in &document.warnings { li.said { (warning) } } }
             }
+        }
+    }
+}
+
+/// The modes of this result in a line each, for whoever reads no further than the first plot.
+pub(super) fn modes(document: &Document) -> Markup {
+    let what = |apf| match apf {
+        Apf::Off => "nothing; the vCPU waits for the page, and everything on it",
+        Apf::Host => "KVM halts the vCPU until the page is there; interrupts get through",
+        Apf::Kernel => "KVM tells the guest, which runs another task; for every absent page",
+        Apf::User => {
+            "nowait tells the guest, which runs another task; only for pages that need I/O"
+        }
+    };
+    let modes = &document.config.scenario.modes;
+    html! {
+        p.note { "A heartbeat on every vCPU shows what paging does to everything else in the guest. When a page is \
+            absent, in mode" }
+        dl.modes {
+            @for apf in modes { div { dt { (apf) } dd { (what(*apf)) } } }
         }
     }
 }
@@ -124,14 +146,16 @@ pub(super) fn gates(document: &Document) -> Markup {
 }
 
 /// Boots and runs that are missing or incomplete.
-pub(super) fn missing(document: &Document) -> Markup {
+pub(super) fn not_there(document: &Document) -> Markup {
     let problems: Vec<_> =
         document.runs.iter().filter_map(|run| Some((run, run.problem.as_ref()?))).collect();
+    let not_made = missing::few(document, MAX_LINES);
     html! {
         @if !document.complete || !document.failures.is_empty() {
             section #missing {
                 h2 { "What is missing" }
                 ul {
+                    @for line in &not_made { li { "Mode " (line) } }
                     @for failure in document.failures.iter().take(MAX_LINES) { li.said {
                         "Mode " (failure.apf) ", " (size::count(failure.vcpus.into(), "vCPU")) ", round "
                         (failure.round) ": " (failure.message)
@@ -145,8 +169,8 @@ pub(super) fn missing(document: &Document) -> Markup {
                 @if document.failures.len().max(problems.len()) > MAX_LINES {
                     p.note { "The first " (MAX_LINES) " of each; the JSON has all." }
                 }
-                @if document.failures.is_empty() && problems.is_empty() {
-                    p { "The measurement ended before all runs were made." }
+                @if !not_made.is_empty() {
+                    p.note { "Runs were not made where the measurement ended before them, or their guest did." }
                 }
             }
         }

@@ -5,7 +5,7 @@ use nowait_wire::agent::Kind;
 
 use super::super::document::{Document, Run};
 use super::super::summary::{Estimate, ModeSummary, workload_name};
-use super::units;
+use super::{finding, units};
 use crate::size;
 
 /// The most runs that the page lists.
@@ -40,7 +40,7 @@ pub(super) fn summary(document: &Document) -> Markup {
                 } }
                 @for group in &document.summary {
                     tbody {
-                        tr { th.group scope="rowgroup" colspan=(columns) { (group.name()) } }
+                        tr { th.group scope="rowgroup" colspan=(columns) { (finding::name(group)) } }
                         @for mode in &group.modes { (row(group.workload, mode, work)) }
                     }
                 }
