@@ -122,7 +122,8 @@ fn curves_are_those_of_the_histograms_and_the_title_says_what_they_show() -> Res
         title.starts_with("With 8 threads in user mode, on 2 vCPUs, the heartbeat is late by "),
         "{title}"
     );
-    // "155 us (host, user), 9 ms (off)"
+    // "155 us (mode host, user), 9 ms (off)"
+    let title = title.replace("(mode ", "(");
     let (_, values) = title.split_once(" late by ").context("values")?;
     let values: Vec<_> = values.split(')').filter_map(|part| part.split_once('(')).collect();
     for mode in sample.group("user").as_array().context("modes")? {
@@ -132,6 +133,18 @@ fn curves_are_those_of_the_histograms_and_the_title_says_what_they_show() -> Res
         let exact = mode.pointer("/overrun_us/p50/value").and_then(Value::as_f64);
         assert_close(microseconds(shown.trim_start_matches(',')), exact.context("p50")?, name);
     }
+    // "Meanwhile they touch 1 582 (user), 900 (host) pages per second."
+    let progress = page.texts("#finding [data-group]:not([hidden]) .progress")?.concat();
+    let rates: Vec<_> = progress.split(')').filter_map(|part| part.split_once('(')).collect();
+    for mode in sample.group("user").as_array().context("modes")? {
+        let name = mode["apf"].as_str().context("a mode")?;
+        let (shown, _) = rates.iter().find(|(_, each)| *each == name).context("a rate")?;
+        let digits: String = shown.chars().filter(char::is_ascii_digit).collect();
+        let exact = mode.pointer("/pages_per_s/value").and_then(Value::as_f64).context("a rate")?;
+        assert_close(digits.parse()?, exact, name);
+    }
+    let told = page.texts("#finding .modes dt")?;
+    assert_eq!(told, ["off", "host", "kernel", "user"]);
     assert_eq!(page.complaints()?, [""; 0]);
     Ok(())
 }

@@ -98,17 +98,17 @@ pub(super) fn warnings(document: &Document) -> Markup {
 /// The modes of this result in a line each, for whoever reads no further than the first plot.
 pub(super) fn modes(document: &Document) -> Markup {
     let what = |apf| match apf {
-        Apf::Off => "nothing; the vCPU waits for the page, and everything on it",
-        Apf::Host => "KVM halts the vCPU until the page is there; interrupts get through",
-        Apf::Kernel => "KVM tells the guest, which runs another task; for every absent page",
-        Apf::User => {
-            "nowait tells the guest, which runs another task; only for pages that need I/O"
-        }
+        Apf::Off => "the vCPU waits for it, and everything on it",
+        Apf::Host => "KVM halts the vCPU; interrupts still get through",
+        Apf::Kernel => "KVM tells the guest, which runs another task",
+        Apf::User => "nowait tells the guest, only of pages that need I/O",
     };
     let modes = &document.config.scenario.modes;
     html! {
-        p.note { "A heartbeat on every vCPU shows what paging does to everything else in the guest. When a page is \
-            absent, in mode" }
+        p.note {
+            "A heartbeat on every vCPU shows what paging does to everything else in the guest. When a page is absent, in \
+             the mode"
+        }
         dl.modes {
             @for apf in modes { div { dt { (apf) } dd { (what(*apf)) } } }
         }
