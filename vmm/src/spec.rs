@@ -321,7 +321,7 @@ impl Spec {
             cpus: args.cpus,
             memory_bytes,
             apf,
-            apf_threshold: threshold(apf, args.apf_threshold)?,
+            apf_threshold: threshold(args.apf, args.apf_threshold)?,
             store: args.store,
             fault_source,
             resident_limit_bytes,
@@ -403,10 +403,11 @@ fn fault_source(apf: Apf, asked: Option<FaultSource>) -> Result<FaultSource, Spe
     }
 }
 
-fn threshold(apf: Apf, asked: Option<Threshold>) -> Result<Threshold, SpecError> {
-    match asked {
-        Some(_) if apf != Apf::User => Err(SpecError::Threshold(apf)),
-        asked => Ok(asked.unwrap_or(Threshold::Auto)),
+/// Only an `--apf` that was given refuses it: what the host made of none is not the user's mistake.
+fn threshold(apf: Option<Apf>, asked: Option<Threshold>) -> Result<Threshold, SpecError> {
+    match (asked, apf) {
+        (Some(_), Some(apf)) if apf != Apf::User => Err(SpecError::Threshold(apf)),
+        (asked, _) => Ok(asked.unwrap_or(Threshold::Auto)),
     }
 }
 

@@ -33,6 +33,12 @@ pub struct Estimate {
 }
 
 impl Estimate {
+    /// The same in a unit that is so many times as large.
+    #[must_use]
+    pub fn over(self, unit: f64) -> Self {
+        Self { value: self.value / unit, low: self.low / unit, high: self.high / unit }
+    }
+
     /// Whether a value of at most `bar` is shown: `None` when the bar lies inside the interval.
     #[must_use]
     pub fn at_most(&self, bar: f64) -> Option<bool> {

@@ -66,6 +66,14 @@ fn a_host_that_runs_no_guests_is_refused_before_one_is_built() {
         println!("skipped: this host runs guests");
         return;
     }
+    let checks = report["checks"].as_array().expect("checks");
+    let guest =
+        checks.iter().find(|check| check["name"] == "kvm.guest").expect("the probe's check");
+    // Without /dev/kvm that is said, and with it why its guest did not run.
+    let expected = match guest["status"].as_str() {
+        Some("fail") => "this KVM cannot run guests (it stops at",
+        _ => "nowait: ",
+    };
     let dir = tempfile::tempdir().expect("a directory");
     let kernel_file = dir.path().join("bzImage");
     std::fs::write(&kernel_file, kernel()).expect("a kernel");
@@ -78,5 +86,6 @@ fn a_host_that_runs_no_guests_is_refused_before_one_is_built() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(6), "{command:?}: {stderr}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(stderr.contains(expected), "{stderr}");
     }
 }

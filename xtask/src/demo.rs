@@ -1,11 +1,15 @@
 //! `cargo xtask demo`: from nothing to the table of stalls.
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
+use tempfile::TempDir;
 
 use crate::accel::{self, Accel, Force};
 use crate::exit::{self, Exit};
@@ -21,7 +25,7 @@ const TIME_TO_WRITE_S: u64 = 60;
 const PAGE: &str = "demo.html";
 
 /// The command line of `demo`.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(crate) struct Options {
     #[command(flatten)]
     force: Force,
@@ -105,6 +109,18 @@ impl Options {
         path.is_file().then_some(path)
     }
 
+    /// The same with pipes replaced by copies of what they give.
+    fn spooled(&self, dir: &Path) -> Result<Options> {
+        let mut options = self.clone();
+        if let Some(file) = spool(Path::new(&self.scenario), &dir.join("scenario.toml"))? {
+            options.scenario = file.to_string_lossy().into_owned();
+        }
+        if let Some(file) = &self.baseline {
+            options.baseline = spool(file, &dir.join("baseline.json"))?.or(options.baseline);
+        }
+        Ok(options)
+    }
+
     /// The `nowait stall` command line, for images in `images`; `outputs` are options and files.
     fn stall(
         &self,
@@ -172,6 +188,9 @@ pub(crate) fn demo(options: &Options) -> Result<u8> {
         paths::check_writable(file)?;
     }
     let start = SystemTime::now();
+    // Read twice, by the check and by the measurement: what can be read only once is kept.
+    let spool = TempDir::with_prefix("nowait-").context("cannot make a temporary directory")?;
+    let options = &options.spooled(spool.path())?;
     setup::setup()?;
     let nowait = binaries::nowait()?;
     let show = |path: &Path| path.to_string_lossy().into_owned();
@@ -238,6 +257,16 @@ pub(crate) fn demo(options: &Options) -> Result<u8> {
     };
     show_page(&outputs, start);
     Ok(code)
+}
+
+/// Copies what a pipe gives into a file; `None` for everything else.
+fn spool(from: &Path, to: &Path) -> Result<Option<PathBuf>> {
+    if !from.metadata().is_ok_and(|data| data.file_type().is_fifo()) {
+        return Ok(None);
+    }
+    let copy = || io::copy(&mut File::open(from)?, &mut File::create(to)?);
+    copy().with_context(|| format!("cannot read {}", from.display()))?;
+    Ok(Some(to.to_owned()))
 }
 
 /// Files that `nowait stall` alone would write may be left in the machine: `demo` has these options itself.

@@ -130,6 +130,17 @@ pub enum Verdict {
     },
 }
 
+impl Verdict {
+    /// Why not, in a sentence about "it".
+    fn reason_against(self) -> Option<String> {
+        match self {
+            Self::Yes => None,
+            Self::No { step: Step::Create, reason } => Some(reason),
+            Self::No { step, reason } => Some(format!("it stops at {}: {reason}", step.describe())),
+        }
+    }
+}
+
 /// What the probe found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ProbeReport {
@@ -201,14 +212,7 @@ pub fn run() -> ProbeReport {
 /// asks the probe guest, and says why none runs. Elsewhere it costs nothing.
 #[must_use]
 pub fn reason_against_guests() -> Option<String> {
-    if processor::has_virtualisation() {
-        return None;
-    }
-    match run().verdict {
-        Verdict::Yes => None,
-        Verdict::No { step: Step::Create, reason } => Some(reason),
-        Verdict::No { step, reason } => Some(format!("it stops at {}: {reason}", step.describe())),
-    }
+    if processor::has_virtualisation() { None } else { run().verdict.reason_against() }
 }
 
 /// The child's side: takes the steps in this process and prints each as a JSON line. For `nowait

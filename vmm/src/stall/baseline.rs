@@ -197,8 +197,11 @@ fn pairs(before: &ModeSummary, now: &ModeSummary) -> Vec<(&'static str, Estimate
     let mut pairs = vec![
         ("overrun p50 (us)", before.overrun_us.p50, now.overrun_us.p50, true),
         ("overrun p99 (us)", before.overrun_us.p99, now.overrun_us.p99, true),
-        ("pages/s", before.pages_per_s, now.pages_per_s, false),
     ];
+    match (before.elapsed_us, now.elapsed_us) {
+        (Some(before), Some(now)) => pairs.push(("time (us)", before, now, true)),
+        _ => pairs.push(("pages/s", before.pages_per_s, now.pages_per_s, false)),
+    }
     if let (Some(before), Some(now)) = (before.units_per_s, now.units_per_s) {
         pairs.push(("work/s", before, now, false));
     }
@@ -276,6 +279,17 @@ mod tests {
         assert!(with("command", "make A".into()).contains("measured 'make A', this measures the"));
         assert!(with("host", serde_json::json!({ "accel": "nested" })).contains("with nested"));
         assert!(with("complete", false.into()).contains("it is partial"));
+    }
+
+    #[test]
+    fn a_command_may_not_take_longer() {
+        let estimate = |value| Some(Estimate { value, low: value, high: value });
+        let before = ModeSummary { elapsed_us: estimate(1e6), ..mode(Apf::User, 100.0, 0.0) };
+        let now = ModeSummary { elapsed_us: estimate(2e6), ..before.clone() };
+        let names: Vec<_> = pairs(&before, &now).iter().map(|(name, ..)| *name).collect();
+        assert_eq!(names, ["overrun p50 (us)", "overrun p99 (us)", "time (us)", "work/s"]);
+        let (_, before, now, more_is_worse) = pairs(&before, &now)[2];
+        assert!(is_worse(before, now, more_is_worse, 0.5, 1));
     }
 
     #[test]

@@ -45,13 +45,13 @@ pub(super) fn lines(document: &Document) -> Vec<String> {
     lines
 }
 
-/// The same, of which only the first few are told one by one.
+/// The first few of these, and one for all others.
 pub(super) fn few(document: &Document, most: usize) -> Vec<String> {
     let mut lines = lines(document);
     if lines.len() > most {
-        let more = lines.len() - most;
+        let more = size::count((lines.len() - most) as u64, "boot");
         lines.truncate(most);
-        lines.push(format!("and of {more} more"));
+        lines.push(format!("runs of {more} more"));
     }
     lines
 }
@@ -78,6 +78,6 @@ mod tests {
             lines(&document)[0],
             format!("user with 2 vCPUs, round 1: {planned} of {planned} runs not made")
         );
-        assert_eq!(few(&document, 1)[1], "and of 2 more");
+        assert_eq!(few(&document, 1)[1], "runs of 2 boots more");
     }
 }

@@ -44,6 +44,9 @@ pub struct ModeSummary {
     pub pages_per_s: Estimate,
     /// Units of the computing tasks per second.
     pub units_per_s: Option<Estimate>,
+    /// How long the guest's command took, in microseconds; none beside threads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elapsed_us: Option<Estimate>,
     /// Over the baseline, round by round; none for the baseline itself.
     pub over_baseline: Option<Ratios>,
 }
@@ -72,6 +75,9 @@ pub struct Ratios {
     pub pages_per_s: Option<Estimate>,
     /// Of the computing tasks' work.
     pub units_per_s: Option<Estimate>,
+    /// Of the time of the guest's command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elapsed: Option<Estimate>,
 }
 
 impl Group {
@@ -157,8 +163,13 @@ fn mode(group: &[&Run], apf: Apf, baseline: Apf) -> ModeSummary {
         access_us: quantiles(&|run| run.access_us),
         pages_per_s: estimate(&|run| run.pages_per_s),
         units_per_s: optional(&|run| run.units_per_s),
+        elapsed_us: optional(&elapsed_us),
         over_baseline: if apf == baseline { None } else { ratios(group, apf, baseline) },
     }
+}
+
+fn elapsed_us(run: &Run) -> Option<f64> {
+    (run.workload == Kind::Command).then_some(run.elapsed_us as f64)
 }
 
 /// Rounds that both have.
@@ -188,6 +199,7 @@ fn ratios(group: &[&Run], apf: Apf, baseline: Apf) -> Option<Ratios> {
         overrun_p99: overrun(|summary| summary.p99)?,
         pages_per_s: ratio(&|run| Some(run.pages_per_s)),
         units_per_s: ratio(&|run| run.units_per_s),
+        elapsed: ratio(&elapsed_us),
     })
 }
 
@@ -217,6 +229,7 @@ pub(super) mod tests {
             access_us: Some(quantiles),
             pages_per_s: exactly(pages_per_s),
             units_per_s: Some(exactly(pages_per_s)),
+            elapsed_us: None,
             over_baseline: None,
         }
     }

@@ -168,9 +168,11 @@ pub(super) fn summary(document: &Document) -> Table {
         "overrun p50".to_owned(),
         "overrun p99".to_owned(),
         "stalled".to_owned(),
-        "pages/s".to_owned(),
-        format!("pages/s over {baseline}"),
     ];
+    titles.extend(match document.config.command.is_empty() {
+        true => ["pages/s".to_owned(), format!("pages/s over {baseline}")],
+        false => ["time".to_owned(), format!("time over {baseline}")],
+    });
     if work {
         titles.extend(["work/s".to_owned(), format!("work over {baseline}")]);
     }
@@ -189,6 +191,16 @@ fn summary_row(group: &Group, mode: &ModeSummary, work: bool) -> Vec<String> {
     let of_touches = |text: String| if touches { text } else { none() };
     let ratios = mode.over_baseline;
     let over = |estimate: Option<Estimate>| estimate.map_or_else(none, |e| interval(e, 2));
+    let done = match mode.elapsed_us {
+        Some(elapsed_us) => [
+            format!("{} s", interval(elapsed_us.over(1e6), 2)),
+            over(ratios.and_then(|ratios| ratios.elapsed)),
+        ],
+        None => [
+            of_touches(interval(mode.pages_per_s, 0)),
+            of_touches(over(ratios.and_then(|ratios| ratios.pages_per_s))),
+        ],
+    };
     let mut row = vec![
         group.vcpus.to_string(),
         workload_name(group.workload).to_owned(),
@@ -197,9 +209,8 @@ fn summary_row(group: &Group, mode: &ModeSummary, work: bool) -> Vec<String> {
         format!("{} us", interval(mode.overrun_us.p50, 0)),
         format!("{} us", interval(mode.overrun_us.p99, 0)),
         mode.stall_share.map_or_else(none, |share| format!("{:.1} %", share.value * 100.0)),
-        of_touches(interval(mode.pages_per_s, 0)),
-        of_touches(over(ratios.and_then(|ratios| ratios.pages_per_s))),
     ];
+    row.extend(done);
     if work {
         row.push(mode.units_per_s.map_or_else(none, |units| interval(units, 0)));
         row.push(over(ratios.and_then(|ratios| ratios.units_per_s)));

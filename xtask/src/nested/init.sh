@@ -52,16 +52,21 @@ else
     stdout=$!
     (trap '' TERM; exec cat /run/stderr > /dev/vport0p2) &
     stderr=$!
-    # A line from outside asks for the command's end. In the foreground, for in the background a shell has it
-    # ignore SIGINT.
     stdin=/dev/null
     if [ -n "$NOWAIT_STDIN" ]; then
         unset NOWAIT_STDIN
         wait_for_port 5
         stdin=/run/stdin
         mkfifo $stdin
-        (exec cat /dev/vport0p5 > /run/stdin) &
+        # Read before the other end is known, a port is at its end: a byte comes first, from the same opening.
+        (
+            exec 5< /dev/vport0p5 > /run/stdin
+            until dd bs=1 count=1 <&5 2> /dev/null | wc -c | grep -q 1; do usleep 10000; done
+            exec cat <&5
+        ) &
     fi
+    # A line from outside asks for the command's end. In the foreground, for in the background a shell has it
+    # ignore SIGINT.
     (read -r _ < /dev/ttyS0 && kill -TERM -- "-$(cat /run/command)") &
     setsid sh -c 'echo $$ > /run/command; exec sh /nowait/command' < $stdin > /run/stdout 2> /run/stderr
     status=$?

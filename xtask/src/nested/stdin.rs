@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, fstat};
 
+use crate::progress;
+
 /// How long QEMU may take to listen.
 const LISTENS_WITHIN: Duration = Duration::from_secs(20);
 /// How often that is looked at.
@@ -29,14 +31,40 @@ pub(crate) fn forward(socket: PathBuf) {
 
 fn forward_from(mut from: impl Read + Send + 'static, socket: PathBuf) {
     thread::spawn(move || {
-        let Some(mut line) = connect(&socket) else { return };
-        if io::copy(&mut from, &mut line).and_then(|_| line.flush()).is_ok() {
-            // Only the sending half: closed altogether, QEMU might drop what it has not taken yet.
-            let _ = line.shutdown(Shutdown::Write);
+        let Some(mut line) = connect(&socket) else {
+            return progress::line(
+                "nested",
+                "QEMU takes no standard input: the command's is empty",
+            );
+        };
+        if let Err(why) = pass_on(&mut from, &mut line) {
+            progress::line("nested", &format!("standard input ends here: {why}"));
         }
+        // Only the sending half: closed altogether, QEMU might drop what it has not taken yet.
+        let _ = line.shutdown(Shutdown::Write);
         let _until_qemu_ends = io::copy(&mut line, &mut io::sink());
     });
 }
+
+/// To the end of it, or of QEMU; the error is that of reading.
+fn pass_on(from: &mut impl Read, line: &mut UnixStream) -> io::Result<()> {
+    let mut buffer = [0; 16 << 10];
+    // Before the first byte of it: by this the machine tells "nothing yet" from the end.
+    let mut sent = line.write_all(PREAMBLE);
+    while sent.is_ok() {
+        let count = match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        sent = line.write_all(&buffer[..count]);
+    }
+    Ok(())
+}
+
+/// What init.sh takes off again.
+const PREAMBLE: &[u8] = b"\n";
 
 fn connect(socket: &PathBuf) -> Option<UnixStream> {
     let deadline = Instant::now() + LISTENS_WITHIN;
@@ -65,7 +93,8 @@ mod tests {
         let (mut line, _) = UnixListener::bind(&socket).unwrap().accept().unwrap();
         let mut got = Vec::new();
         line.read_to_end(&mut got).unwrap();
-        assert!(got == sent);
+        assert_eq!(got.split_off(PREAMBLE.len()), sent);
+        assert_eq!(got, PREAMBLE);
         // The other direction is still open.
         line.write_all(&[0; 4096]).unwrap();
     }

@@ -32,7 +32,7 @@ pub(super) fn name(group: &Group) -> String {
     let vcpus = size::count(group.vcpus.into(), "vCPU");
     let threads = size::count(group.threads.into(), "thread");
     match group.workload {
-        Kind::Idle => format!("{vcpus}, without paging"),
+        Kind::Idle => format!("{vcpus}, idle"),
         Kind::User => format!("{vcpus}, {threads} in user mode"),
         Kind::Copy => format!("{vcpus}, {threads} in read(2)"),
         Kind::Command => format!("{vcpus}, the command"),
@@ -60,7 +60,7 @@ fn beside(group: &Group) -> String {
     let vcpus = size::count(group.vcpus.into(), "vCPU");
     let threads = size::count(group.threads.into(), "thread");
     match group.workload {
-        Kind::Idle => format!("Without any paging, on {vcpus},"),
+        Kind::Idle => format!("With an idle guest, on {vcpus},"),
         Kind::User => format!("With {threads} in user mode, on {vcpus},"),
         Kind::Copy => format!("With {threads} in read(2), on {vcpus},"),
         Kind::Command => format!("Beside the command, on {vcpus},"),

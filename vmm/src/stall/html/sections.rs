@@ -155,7 +155,7 @@ pub(super) fn not_there(document: &Document) -> Markup {
             section #missing {
                 h2 { "What is missing" }
                 ul {
-                    @for line in &not_made { li { "Mode " (line) } }
+                    @for line in &not_made { li { (line) } }
                     @for failure in document.failures.iter().take(MAX_LINES) { li.said {
                         "Mode " (failure.apf) ", " (size::count(failure.vcpus.into(), "vCPU")) ", round "
                         (failure.round) ": " (failure.message)

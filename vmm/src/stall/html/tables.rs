@@ -14,6 +14,7 @@ const MAX_RUNS: usize = 400;
 /// The medians over the rounds.
 pub(super) fn summary(document: &Document) -> Markup {
     let work = document.config.scenario.compute_per_cpu > 0;
+    let command = !document.config.command.is_empty();
     let baseline = document.config.baseline.to_string();
     let caption = format!(
         "Medians over the rounds with bootstrap 95 % intervals; × is the ratio to {baseline}, round by round"
@@ -31,7 +32,7 @@ pub(super) fn summary(document: &Document) -> Markup {
                     th.number scope="col" { "× " (baseline) }
                     th.number scope="col" { "stalled" }
                     th.number scope="col" { "access p50" }
-                    th.number scope="col" { "pages/s" }
+                    th.number scope="col" { (if command { "time" } else { "pages/s" }) }
                     th.number scope="col" { "× " (baseline) }
                     @if work {
                         th.number scope="col" { "work/s" }
@@ -61,8 +62,13 @@ fn row(workload: Kind, mode: &ModeSummary, work: bool) -> Markup {
             (cell(ratios.map(|ratios| ratios.overrun_p99), units::digits))
             (cell(mode.stall_share, units::percent))
             (cell(mode.access_us.map(|access| access.p50), units::time))
-            (cell(Some(mode.pages_per_s).filter(|_| touches), units::digits))
-            (cell(ratios.and_then(|ratios| ratios.pages_per_s).filter(|_| touches), units::digits))
+            @if mode.elapsed_us.is_some() {
+                (cell(mode.elapsed_us, units::time))
+                (cell(ratios.and_then(|ratios| ratios.elapsed), units::digits))
+            } @else {
+                (cell(Some(mode.pages_per_s).filter(|_| touches), units::digits))
+                (cell(ratios.and_then(|ratios| ratios.pages_per_s).filter(|_| touches), units::digits))
+            }
             @if work {
                 (cell(mode.units_per_s, units::digits))
                 (cell(ratios.and_then(|ratios| ratios.units_per_s), units::digits))
