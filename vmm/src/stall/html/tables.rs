@@ -96,6 +96,7 @@ fn cell(estimate: Option<Estimate>, show: fn(f64) -> String) -> Markup {
 pub(super) fn runs(document: &Document) -> Markup {
     let left_out = document.runs.len().saturating_sub(MAX_RUNS);
     let caption = "All runs in their order";
+    let done = if document.config.command.is_empty() { "pages/s" } else { "time" };
     html! {
         div.scroll tabindex="0" role="region" aria-label=(caption) {
             table #runs-table {
@@ -103,8 +104,7 @@ pub(super) fn runs(document: &Document) -> Markup {
                 thead { tr {
                     @for title in ["round", "mode", "workload"] { th scope="col" { (title) } }
                     @for title in [
-                        "threads", "vCPUs", "overrun p50", "p90", "p99", "max", "stalled", "pages/s", "work/s",
-                        "data errors",
+                        "threads", "vCPUs", "overrun p50", "p90", "p99", "max", "stalled", done, "work/s", "data errors",
                     ] { th.number scope="col" { (title) } }
                     th scope="col" { "complete" }
                 } }
@@ -128,7 +128,11 @@ fn run_row(run: &Run) -> Markup {
             td.number { (run.vcpus) }
             @for us in [overrun.p50, overrun.p90, overrun.p99, overrun.max] { td.number { (time(us)) } }
             td.number { (optional(run.stall.share, units::percent)) }
-            td.number { (units::digits(run.pages_per_s)) }
+            td.number { (match run.workload {
+                Kind::Idle => "–".to_owned(),
+                Kind::User | Kind::Copy => units::digits(run.pages_per_s),
+                Kind::Command => time(run.elapsed_us),
+            }) }
             td.number { (optional(run.units_per_s, units::digits)) }
             td.number { (run.data_errors) }
             td.said { @match &run.problem {
