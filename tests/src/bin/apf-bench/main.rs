@@ -35,6 +35,9 @@ struct Args {
     /// Latencies of the store for the part "overcommit", in milliseconds
     #[arg(long, value_delimiter = ',', default_value = "1,5,20")]
     latency_ms: Vec<u32>,
+    /// Numbers of vCPUs for the part "overcommit"
+    #[arg(long, value_delimiter = ',', default_value = "1,4", value_parser = clap::value_parser!(u32).range(1..=32))]
+    cpus: Vec<u32>,
     /// Write the figures to FILE
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,

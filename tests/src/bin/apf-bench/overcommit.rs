@@ -31,8 +31,8 @@ const KINDS: [(&str, Number); 2] =
 
 pub(crate) fn run(args: &Args, report: &mut Report) -> Result<()> {
     for latency_ms in &args.latency_ms {
-        for cpus in [1, 4] {
-            at(args, *latency_ms, cpus, report)?;
+        for cpus in &args.cpus {
+            at(args, *latency_ms, *cpus, report)?;
         }
     }
     Ok(())
