@@ -89,9 +89,14 @@ pub fn main() -> u8 {
 /// Help goes to standard output as it is; a mistake becomes one line that names the operand.
 fn usage(error: &clap::Error) -> u8 {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        // A closed pipe is no reason to fail.
-        let _ = error.print();
-        return exit::OK;
+        return match error.print() {
+            // A closed pipe is no reason to fail.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                complain(&format!("cannot write to standard output: {error}"));
+                exit::FAILURE
+            }
+            _ => exit::OK,
+        };
     }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = Cli::command().print_help();
@@ -102,7 +107,8 @@ fn usage(error: &clap::Error) -> u8 {
         .lines()
         .map(str::trim)
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
-        .filter(|line| !line.is_empty())
+        // A value behind `--` would be something else here.
+        .filter(|line| !line.is_empty() && !line.starts_with("tip: to pass"))
         .collect();
     let message = lines.join(" ");
     complain(&format!("{} (try --help)", message.trim_start_matches("error: ")));
@@ -133,6 +139,7 @@ enum RunError {
 impl RunError {
     fn exit_code(&self) -> u8 {
         match self {
+            Self::Output { source, .. } if source.is_of_stdout() => exit::FAILURE,
             Self::Spec(_) | Self::Output { .. } | Self::Control(_) => exit::OPERAND,
             Self::Machine(error) => error.exit_code(),
             Self::Json(_) => exit::FAILURE,

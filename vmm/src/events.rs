@@ -86,12 +86,13 @@ impl Events {
                 Some(io::stdin()),
             ),
         };
+        let escape = EscapeFilter::new(raw.is_some());
         Ok(Self {
             bus,
             signals,
             raw,
             stdin,
-            escape: EscapeFilter::default(),
+            escape,
             typed: Vec::new(),
             deadline: input.deadline,
             has_requests: !input.requests.is_empty(),

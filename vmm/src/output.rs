@@ -70,6 +70,14 @@ pub enum OutputError {
     },
 }
 
+impl OutputError {
+    /// Is it about standard output?
+    #[must_use]
+    pub fn is_of_stdout(&self) -> bool {
+        matches!(self, Self::Write { path, .. } | Self::NotTaken(path) if path == Path::new(STDOUT))
+    }
+}
+
 /// A file, or standard output, that this run alone will write.
 #[derive(Debug)]
 pub struct OutputFile(Target);

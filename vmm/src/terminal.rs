@@ -90,16 +90,27 @@ pub enum Command {
     Quit,
 }
 
-/// Tells the user's commands from what goes to the guest.
+/// Tells the user's commands from what goes to the guest; what is not typed at a terminal has none.
 #[derive(Debug, Default)]
 pub struct EscapeFilter {
+    off: bool,
     escaped: bool,
 }
 
 impl EscapeFilter {
+    /// For input of a terminal, or of something else.
+    #[must_use]
+    pub fn new(terminal: bool) -> Self {
+        Self { off: !terminal, escaped: false }
+    }
+
     /// Takes typed bytes; appends those for the guest to `guest`.
     pub fn feed(&mut self, typed: &[u8], guest: &mut Vec<u8>) -> Command {
         let mut command = Command::None;
+        if self.off {
+            guest.extend_from_slice(typed);
+            return command;
+        }
         for &byte in typed {
             match (std::mem::take(&mut self.escaped), byte) {
                 (false, ESCAPE) => self.escaped = true,
@@ -133,6 +144,13 @@ mod tests {
     fn the_escape_may_be_cut_between_reads() {
         assert_eq!(feed(&[b"a\x01", b"x"]), (b"a".to_vec(), vec![Command::None, Command::Quit]));
         assert_eq!(feed(&[b"\x01h"]).1, [Command::Help]);
+    }
+
+    #[test]
+    fn a_file_has_no_commands() {
+        let (mut filter, mut guest) = (EscapeFilter::new(false), Vec::new());
+        assert_eq!(filter.feed(b"\x01x", &mut guest), Command::None);
+        assert_eq!(guest, b"\x01x");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{BufRead, BufReader, PipeReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, PipeReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -179,6 +179,9 @@ pub(crate) fn foreground_logged(command: &mut Command, log: &Path) -> Result<u8>
     code
 }
 
+/// How a copy went: the first error of writing, other than that nobody reads.
+pub(crate) type Pumped = std::io::Result<()>;
+
 /// The exit code of a child, as a shell has it.
 fn wait(group: &mut Group) -> Result<u8> {
     loop {
@@ -196,15 +199,21 @@ pub(crate) fn pump(
     mut from: impl Read + Send + 'static,
     mut to: impl Write + Send + 'static,
     log: &Path,
-) -> Result<JoinHandle<()>> {
+) -> Result<JoinHandle<Pumped>> {
     let mut log = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     Ok(thread::spawn(move || {
         let mut buffer = [0; 16 << 10];
+        let mut result = Ok(());
         while let Ok(length @ 1..) = from.read(&mut buffer) {
-            // A reader that went away is no reason to stop the machine; the log has it all.
-            let _ = to.write_all(&buffer[..length]).and_then(|()| to.flush());
+            // No reason to stop the machine; the log has it all.
+            let written = to.write_all(&buffer[..length]).and_then(|()| to.flush());
+            result = result.and(match written {
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+                written => written,
+            });
             let _ = log.write_all(&buffer[..length]);
         }
+        result
     }))
 }
 

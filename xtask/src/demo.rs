@@ -184,6 +184,10 @@ pub(crate) fn demo(options: &Options) -> Result<u8> {
     let page = paths::target().join(PAGE);
     let outputs = options.outputs(&page);
     refuse_misplaced(&options.stall)?;
+    if let Some((option, ..)) = outputs.iter().find(|(.., file)| *file == Path::new("-")) {
+        let message = format!("{option} -: the table has standard output; name a file");
+        return Err(Exit::error(exit::OPERAND, message));
+    }
     for (_, _, file) in outputs.iter().filter(|(_, _, file)| *file != page) {
         paths::check_writable(file)?;
     }

@@ -150,6 +150,7 @@ impl StallError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::Output { source, .. } if source.is_of_stdout() => exit::FAILURE,
             Self::Scenario(_) | Self::Gate(_) | Self::Baseline { .. } | Self::Output { .. } => {
                 exit::OPERAND
             }

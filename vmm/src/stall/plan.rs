@@ -55,11 +55,12 @@ pub struct StallArgs {
     /// change it
     #[arg(long, value_name = "PRESET|FILE")]
     pub scenario: Option<String>,
-    /// Numbers of processors, each 1 to 32
+    /// Numbers of processors, each 1 to 32 [default: the scenario's, without one 1 and 2]
     #[arg(long, value_name = "N,…", value_delimiter = ',',
         value_parser = clap::value_parser!(u32).range(1..=crate::spec::MAX_CPUS))]
     pub cpus: Option<Vec<u32>>,
-    /// Who handles async page faults
+    /// Who handles async page faults; the first one is what the others are compared with, unless the scenario
+    /// names another
     #[arg(long, value_name = "APF,…", value_enum, value_delimiter = ',')]
     pub apf: Option<Vec<Apf>>,
     /// Guest RAM
@@ -105,8 +106,8 @@ pub struct StallArgs {
     /// 'user.work < 1.5 * off.work'; may be given more than once
     #[arg(long, value_name = "EXPRESSION")]
     pub fail_if: Vec<Gate>,
-    /// Fail (exit code 3) if something is worse than in this result of an earlier `--json`, with the same
-    /// scenario
+    /// Fail (exit code 3) if something is worse by more than the --tolerance than in this result of an earlier
+    /// `--json`, with the same scenario
     #[arg(long, value_name = "FILE", requires = "tolerance")]
     pub baseline: Option<PathBuf>,
     /// By how much it may be worse
@@ -234,6 +235,10 @@ impl Plan {
 
     pub(super) fn new(args: &StallArgs) -> Result<Self, StallError> {
         let (scenario, checked) = args.scenario()?;
+        if args.threads.is_some() && !args.command.is_empty() {
+            let message = "the command takes the place of the threads: leave it out".to_owned();
+            return Err(ScenarioError::Option { option: "--threads", message }.into());
+        }
         let mut boots = Vec::new();
         for round in 0..scenario.rounds {
             for &vcpus in &scenario.cpus {
@@ -420,6 +425,12 @@ pub(super) mod tests {
         let error = error.to_string();
         assert!(error.starts_with("--scenario: preset quick, line "), "{error}");
         assert!(error.contains(": buffer: ") && error.ends_with("(with --memory 64M)"), "{error}");
+    }
+
+    #[test]
+    fn threads_beside_a_command_are_refused() {
+        let error = plan(&["--threads", "8", "--", "make"]).unwrap_err().to_string();
+        assert!(error.starts_with("--threads: the command takes"), "{error}");
     }
 
     #[test]

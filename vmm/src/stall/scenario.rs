@@ -286,7 +286,18 @@ impl Scenario {
         fn value(key: &'static str, message: impl Into<String>) -> ScenarioError {
             ScenarioError::value(key, message)
         }
+        fn twice<T: PartialEq + std::fmt::Display>(
+            key: &'static str,
+            values: &[T],
+        ) -> Result<(), ScenarioError> {
+            let again =
+                values.iter().enumerate().find(|(index, value)| values[..*index].contains(value));
+            again.map_or(Ok(()), |(_, value)| {
+                Err(ScenarioError::value(key, format!("{value} is named twice")))
+            })
+        }
         let each = |key, values: &[u32], range: RangeInclusive<u32>| {
+            twice(key, values)?;
             let wrong = values.iter().find(|value| !range.contains(value));
             match (values.is_empty(), wrong) {
                 (true, _) => Err(value(key, "give at least one")),
@@ -307,6 +318,7 @@ impl Scenario {
         if self.modes.is_empty() {
             return Err(value("modes", "give at least one of off, host, kernel, user"));
         }
+        twice("modes", &self.modes)?;
         if self.via.is_empty() {
             return Err(value("via", "give at least one of user, copy"));
         }
@@ -490,6 +502,8 @@ mod tests {
             ("threads = [0]", "line 2: threads: 0 is not in 1 to 64"),
             ("rounds = 0", "line 2: rounds: 0"),
             ("modes = []", "line 2: modes: give"),
+            ("cpus = [1, 2, 1]", "line 2: cpus: 1 is named twice"),
+            ("modes = [\"off\", \"off\"]", "line 2: modes: off is named twice"),
             (
                 "modes = [\"off\"]\nbaseline = \"user\"",
                 "line 3: baseline: user is none of the modes",

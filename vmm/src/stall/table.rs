@@ -234,11 +234,13 @@ pub(super) fn conditions(document: &Document) -> String {
         return format!("pages evicted before each run, to --store {}", config.store);
     };
     let pages = document.runs.iter().map(|run| run.pages).max().unwrap_or_default();
+    let buffer = match u64::from(pages) * guest_memory::PAGE_SIZE as u64 {
+        0 => String::new(),
+        bytes => format!("; the threads share a buffer of {}", size::show(bytes)),
+    };
     format!(
-        "--resident-limit {limit} of {} guest RAM, --store {}; the threads share a buffer of {}",
-        config.memory,
-        config.store,
-        size::show(u64::from(pages) * guest_memory::PAGE_SIZE as u64),
+        "--resident-limit {limit} of {} guest RAM, --store {}{buffer}",
+        config.memory, config.store
     )
 }
 

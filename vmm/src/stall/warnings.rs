@@ -7,6 +7,8 @@ use super::summary::{Estimate, Group};
 
 /// Idle rows whose 99th percentiles differ by more than this factor between boots make the machine noisy.
 const NOISY: f64 = 3.0;
+/// A run that lasts so many times as long as asked was kept from ending in time.
+const STARVED: f64 = 1.5;
 /// From this share of stalled time on, an idle guest pages.
 const PAGES: f64 = 0.001;
 /// Rounds from which an interval means something.
@@ -47,6 +49,11 @@ pub(super) fn of(document: &Document) -> Vec<String> {
     if rounds < ENOUGH_ROUNDS && document.gates.iter().any(|gate| !gate.passed) {
         warnings.push("a gate that failed on so few boots may be noise".to_owned());
     }
+    if let Some(times) = starved(document) {
+        warnings.push(format!(
+            "starved: a run lasted {times:.1} times as long as asked: the machine had other things to do"
+        ));
+    }
     let undecided = document.summary.iter().flat_map(undecided).collect::<Vec<_>>();
     if rounds >= ENOUGH_ROUNDS && !undecided.is_empty() {
         warnings.push(format!(
@@ -75,6 +82,14 @@ fn noise(groups: &[Group]) -> Option<f64> {
     factors.max_by(f64::total_cmp)
 }
 
+/// How many times as long as asked the longest run was, if that is too long. A command takes as long as it takes.
+fn starved(document: &Document) -> Option<f64> {
+    let asked_us = document.config.duration_ms as f64 * 1000.0;
+    let timed = document.runs.iter().filter(|run| run.workload != Kind::Command);
+    let times = timed.map(|run| run.elapsed_us as f64 / asked_us).max_by(f64::total_cmp);
+    times.filter(|times| *times > STARVED)
+}
+
 /// Modes whose pages per second cannot be told from the baseline's.
 fn undecided(group: &Group) -> Vec<String> {
     let straddles = |estimate: Estimate| estimate.low < 1.0 && estimate.high > 1.0;
@@ -91,7 +106,8 @@ fn undecided(group: &Group) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::document::tests::planned;
+    use super::super::document::Run;
+    use super::super::document::tests::{BOOT, host, planned, result, workload};
     use super::super::summary::Ratios;
     use super::super::summary::tests::{group, mode};
     use super::*;
@@ -106,6 +122,10 @@ mod tests {
         document.complete = true;
         document.config.scenario.rounds = 5;
         assert_eq!(words(&document), "");
+        let run = Run::new(BOOT, result(&workload(Kind::User), 2), host()).unwrap();
+        document.runs.push(Run { elapsed_us: 1600 * document.config.duration_ms, ..run });
+        assert!(words(&document).contains("lasted 1.6 times"), "{}", words(&document));
+        document.runs.clear();
         document.config.resident_limit = None;
         document.config.command = "make".to_owned();
         assert!(words(&document).contains("no resident limit"));

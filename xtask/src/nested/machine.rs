@@ -176,9 +176,7 @@ impl Machine<'_> {
         if ended.is_err() {
             group.kill();
         }
-        for pump in pumps {
-            let _ = pump.join();
-        }
+        let written: Vec<_> = pumps.into_iter().flat_map(thread::JoinHandle::join).collect();
         drop(raw);
         if let Some((signal, _)) = stopping {
             signals::put_back(signal);
@@ -187,7 +185,11 @@ impl Machine<'_> {
         self.unpack()?;
         signals::check()?;
         if let Some(code) = self.status()? {
-            return Ok(code);
+            let Some(lost) = written.into_iter().find_map(Result::err) else { return Ok(code) };
+            let log = self.out.join("stdout.log");
+            let message =
+                format!("cannot write what the command said: {lost}; {} has it", log.display());
+            return Err(Exit::error(if code == 0 { exit::FAILED } else { code }, message));
         }
         if !status.success() {
             return Err(Exit::error(exit::MACHINE, format!("QEMU failed ({status}), see above")));
