@@ -483,6 +483,7 @@ mod tests {
     fn memory_is_checked() {
         assert_eq!(memory_bytes("128M").unwrap(), 128 << 20);
         assert!(matches!(memory_bytes("0"), Err(MemoryError::TooSmall(_))));
+        assert!(matches!(memory_bytes("1M"), Err(MemoryError::TooSmall(_))));
         assert!(matches!(memory_bytes("128"), Err(MemoryError::TooSmall(_))));
         assert!(matches!(memory_bytes("134217729"), Err(MemoryError::NotAligned(_))));
         assert!(matches!(memory_bytes("lots"), Err(MemoryError::Size(_))));

@@ -20,7 +20,7 @@ pub(super) fn has_virtualisation() -> bool {
     has(VMX) || has(SVM)
 }
 
-#[allow(unused_unsafe)]
+#[allow(unused_unsafe, reason = "newer Rust releases have CPUID as a safe function")]
 fn eax_ecx(leaf: u32) -> (u32, u32) {
     // SAFETY: every x86-64 processor has CPUID.
     let result = unsafe { __cpuid(leaf) };

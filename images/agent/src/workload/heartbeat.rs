@@ -131,7 +131,9 @@ fn beat(samples: &mut Samples, start_ns: u64, period_us: u32, end_ns: &AtomicU64
     while deadline_ns <= end_ns.load(Ordering::Acquire) {
         sys::sleep_until(deadline_ns);
         let now_ns = sys::now_ns();
-        while deadline_ns <= now_ns {
+        // Stalled over the end, it finds that known; more deadlines may have passed since than are held back.
+        let last_ns = now_ns.min(end_ns.load(Ordering::Acquire));
+        while deadline_ns <= last_ns {
             samples.push(deadline_ns, (now_ns - deadline_ns) / 1000);
             deadline_ns += period_ns;
         }
@@ -158,6 +160,17 @@ mod tests {
         assert!(samples.histogram.count_between(20_000, MAX_OVERRUN_US) >= 29);
         // One deadline in each slice: the first is the latest.
         assert!(samples.slices_us[1] >= 48_000 && samples.slices_us[1] >= samples.slices_us[40]);
+    }
+
+    #[test]
+    fn a_stall_over_the_end_counts_no_deadline_behind_it() {
+        let mut samples = Samples::new(100_000_000).unwrap();
+        let start = sys::now_ns() - 900_000_000;
+        let end = AtomicU64::new(start + 400_000_000);
+        beat(&mut samples, start, 1000, &end);
+        samples.finish(end.into_inner());
+        assert_eq!(samples.histogram.len(), 400);
+        assert!(samples.histogram.max() >= 890_000);
     }
 
     #[test]
