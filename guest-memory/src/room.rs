@@ -15,8 +15,8 @@ use crate::pass::MayWait;
 const NONE: u64 = u64::MAX;
 /// How long a wait for room looks away at most: should a wake-up ever be lost, it costs this.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// Free pages that the evictor keeps below the limit so that faults find room: a 64th of the limit, but
-/// within these bounds.
+/// Free pages below the limit so that faults find room: a 64th of the limit, but within these bounds. The
+/// evictor makes as much free, and is woken when half of it is gone.
 const MIN_HEADROOM_PAGES: u64 = 16;
 const MAX_HEADROOM_PAGES: u64 = 512;
 /// Pages of the RAM file for which there is always room, whatever the store keeps in memory: a store that
@@ -232,12 +232,17 @@ impl Room {
 
     /// How many pages are too many for faults to find room.
     fn over(&self) -> u64 {
+        let (all, used) = self.overs();
+        all.min(used)
+    }
+
+    /// By how much what is in memory exceeds the target, and the guest's own pages what they have in any case:
+    /// what is in the store does not go by evicting more.
+    fn overs(&self) -> (u64, u64) {
         let used = self.used.load(Ordering::Relaxed);
-        let all = used + self.stored_pages();
-        // What is in the store does not go by evicting more.
         let floor = FLOOR_PAGES.min(self.limit.load(Ordering::Relaxed));
-        let above = used.saturating_sub(floor.saturating_sub(MIN_HEADROOM_PAGES));
-        all.saturating_sub(self.target()).min(above)
+        let own = used.saturating_sub(floor.saturating_sub(MIN_HEADROOM_PAGES));
+        ((used + self.stored_pages()).saturating_sub(self.target()), own)
     }
 
     /// Is less than a quarter of the limit free? Before, no page need be looked at.
@@ -273,12 +278,25 @@ impl Room {
         self.ring_if_full();
     }
 
-    /// Has the evictor look if there is something for it to do. While evictions fail it looks by itself,
+    /// Has the evictor look if there is enough for it to do. While evictions fail it looks by itself,
     /// now and then.
     fn ring_if_full(&self) {
-        if self.excess() > 0 && !self.is_stuck() {
+        if self.is_worth_a_look() && !self.is_stuck() {
             self.ring();
         }
+    }
+
+    /// Does somebody wait for room, or is half of the headroom gone? An evictor that keeps all of it free
+    /// is woken, and wakes a worker, for each page that comes in.
+    fn is_worth_a_look(&self) -> bool {
+        if self.waiters.load(Ordering::SeqCst) > 0 {
+            return self.excess() > 0;
+        }
+        let leaving = self.leaving.load(Ordering::Relaxed);
+        let (all, used) = self.overs();
+        let headroom = headroom(self.limit.load(Ordering::Relaxed));
+        all.saturating_sub(leaving) > headroom / 2
+            && used.saturating_sub(leaving) > MIN_HEADROOM_PAGES / 2
     }
 
     /// For the evictor: waits until somebody wants something of it, or `limit` is over; false when the
@@ -380,6 +398,47 @@ mod tests {
         assert!(room.try_take(FLOOR_PAGES));
         assert!(!room.try_take(1));
         assert_eq!((room.excess(), room.capacity_pages()), (MIN_HEADROOM_PAGES, FLOOR_PAGES));
+    }
+
+    /// Has the evictor been rung since it was asked last?
+    fn rung(room: &Room) -> bool {
+        std::mem::take(&mut room.lock().rung)
+    }
+
+    #[test]
+    fn the_evictor_is_woken_for_half_of_its_headroom_or_for_who_waits() {
+        let room = Room::new(Some(6400 * PAGE_BYTES));
+        room.force(6400 - 100);
+        let woken = (1..=100).filter(|_| {
+            assert!(room.try_take(1));
+            let woken = rung(&room);
+            if woken {
+                // As the evictor does: all of the headroom is made free.
+                room.give(room.excess());
+            }
+            woken
+        });
+        // 51 pages use up half of the headroom of 100 pages, and each time as many are given.
+        assert_eq!(woken.count(), 1);
+        assert!(room.excess() > 0);
+        let _waits = Counted::new(&room.waiters);
+        room.ring_if_full();
+        assert!(rung(&room));
+    }
+
+    #[test]
+    fn pages_on_their_way_out_wake_nobody() {
+        let room = Room::new(Some(6400 * PAGE_BYTES));
+        room.force(6400);
+        room.ring_if_full();
+        assert!(rung(&room));
+        assert!(room.begin_write_back());
+        room.write_back_began(60);
+        room.ring_if_full();
+        assert!(!rung(&room));
+        room.give(60);
+        room.write_back_ended(60);
+        assert!(!rung(&room), "40 of 100 pages are used up");
     }
 
     #[test]
