@@ -15,15 +15,20 @@
 //!       no  -> default action restored, the same signal queued again: the process dies of it
 //! ```
 //!
+//! A vCPU's thread does without the handler ([`GuestThread::collects`]): a signal frame with the state of the
+//! floating-point unit, and the way back, cost more than the rest of a fault that is a hit. SIGBUS stays
+//! blocked there, but not for KVM_RUN (KVM_SET_SIGNAL_MASK), which it ends; then sigtimedwait(2) has it.
+//!
 //! A recorded address is not yet a marker: the caller compares it with its page table, since a
 //! real memory error on a present page arrives the same way.
 
-// `unsafe`: sigaction, the handler's siginfo pointer and pthread_sigmask have no safe wrapper that
-// gives the handler si_addr.
+// `unsafe`: sigaction, the handler's siginfo pointer, pthread_sigmask and sigtimedwait have no safe wrapper
+// that gives si_addr; KVM_SET_SIGNAL_MASK is not in kvm-ioctls.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::marker::PhantomData;
+use std::os::fd::AsRawFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, compiler_fence};
 
@@ -150,7 +155,7 @@ impl GuestThread {
             return Err(SigbusError::BadMapping { hva, len });
         }
         install()?;
-        unblock()?;
+        mask::change(libc::SIG_UNBLOCK)?;
         THREAD.with(|thread| {
             if thread.count.load(Ordering::Relaxed) != 0 {
                 return Err(SigbusError::AlreadyRegistered);
@@ -170,6 +175,46 @@ impl GuestThread {
     pub fn in_kvm_run<R>(&self, run: impl FnOnce() -> R) -> R {
         let _scope = KvmRunScope::enter();
         run()
+    }
+
+    /// From here on SIGBUS waits for [`Self::collect`], and KVM_RUN of `vcpu` ends by it all the same. A
+    /// handler costs a frame with the state of the floating-point unit, and a system call to return.
+    ///
+    /// # Errors
+    /// [`SigbusError::Signal`].
+    pub fn collects(&mut self, vcpu: &impl AsRawFd) -> Result<(), SigbusError> {
+        mask::in_kvm_run(vcpu)?;
+        mask::change(libc::SIG_BLOCK)
+    }
+
+    /// Records the fault that KVM_RUN came back for, after [`Self::collects`]: to be called when it was
+    /// interrupted.
+    pub fn collect(&self) {
+        while let Some(info) = mask::take() {
+            // SAFETY: of a SIGBUS, see `on_sigbus`.
+            let (code, hva) = (info.si_code, unsafe { info.si_addr() } as u64);
+            let _scope = KvmRunScope::enter();
+            if !is_harmless(code, hva) {
+                die(&info);
+                let _ = mask::change(libc::SIG_UNBLOCK);
+            }
+        }
+    }
+
+    /// Calls `ioctl`, which is one that faults guest memory in and does not unblock SIGBUS by itself, after
+    /// [`Self::collects`]. A fault that the kernel reports meanwhile is dropped.
+    ///
+    /// # Errors
+    /// [`SigbusError::Signal`]; then nothing was called.
+    pub fn in_other_ioctl<R>(&self, ioctl: impl FnOnce() -> R) -> Result<R, SigbusError> {
+        let scope = KvmRunScope::enter();
+        // Blocked, it would have the kernel try again for ever.
+        mask::change(libc::SIG_UNBLOCK)?;
+        let result = ioctl();
+        mask::change(libc::SIG_BLOCK)?;
+        drop(scope);
+        let _ = self.take_fault();
+        Ok(result)
     }
 
     /// Does [`Self::take_fault`] have one?
@@ -238,50 +283,124 @@ fn set_action(handler: libc::sighandler_t, flags: c_int) -> Result<(), i32> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error().raw_os_error().unwrap_or(0)) }
 }
 
-/// Unblocks SIGBUS in the calling thread: blocked, KVM_RUN would return EINTR for ever.
-fn unblock() -> Result<(), SigbusError> {
-    // SAFETY: the set is initialised by sigemptyset before it is read, and lives through the calls.
-    let errno = unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&mut set);
-        libc::sigaddset(&mut set, libc::SIGBUS);
-        libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut())
-    };
-    match errno {
-        0 => Ok(()),
-        errno => Err(SigbusError::Signal {
-            call: "pthread_sigmask",
-            source: io::Error::from_raw_os_error(errno),
-        }),
+mod mask {
+    //! SIGBUS in the calling thread's signal mask, and in a vCPU's.
+
+    use std::io;
+    use std::os::fd::AsRawFd;
+
+    use kvm_bindings::KVMIO;
+    use libc::{c_int, siginfo_t, sigset_t};
+    use vmm_sys_util::ioctl::ioctl_with_ref;
+    use vmm_sys_util::ioctl_iow_nr;
+
+    use super::SigbusError;
+
+    /// `struct kvm_signal_mask` (Documentation/virt/kvm/api.rst, 4.15).
+    #[repr(C)]
+    struct KvmSignalMask {
+        len: u32,
+        /// Not aligned to more than `len`, as the kernel has it.
+        sigset: [u8; KERNEL_SIGSET_BYTES],
+    }
+
+    /// `sizeof(sigset_t)` in the kernel; the C library's is longer.
+    const KERNEL_SIGSET_BYTES: usize = 8;
+
+    /// The header only: the set comes behind it.
+    #[repr(C)]
+    struct Header(u32);
+
+    ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, Header);
+
+    fn sigbus() -> sigset_t {
+        // SAFETY: the set is initialised by sigemptyset before it is changed.
+        unsafe {
+            let mut set: sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&mut set);
+            libc::sigaddset(&mut set, libc::SIGBUS);
+            set
+        }
+    }
+
+    fn failed(call: &'static str, errno: c_int) -> SigbusError {
+        SigbusError::Signal { call, source: io::Error::from_raw_os_error(errno) }
+    }
+
+    /// Blocks or unblocks it in the calling thread.
+    pub(super) fn change(how: c_int) -> Result<(), SigbusError> {
+        // SAFETY: both pointers are valid or null as sigaction(2) allows.
+        match unsafe { libc::pthread_sigmask(how, &sigbus(), std::ptr::null_mut()) } {
+            0 => Ok(()),
+            errno => Err(failed("pthread_sigmask", errno)),
+        }
+    }
+
+    /// While `vcpu` runs it is not blocked; everything else is as it is for this thread now.
+    pub(super) fn in_kvm_run(vcpu: &impl AsRawFd) -> Result<(), SigbusError> {
+        // SAFETY: the set is plain data, which the first call fills in and the second changes; the kernel's set
+        // is the first part of the C library's.
+        let (result, sigset) = unsafe {
+            let mut now: sigset_t = std::mem::zeroed();
+            let result = libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &mut now);
+            libc::sigdelset(&mut now, libc::SIGBUS);
+            (result, (&raw const now).cast::<[u8; KERNEL_SIGSET_BYTES]>().read())
+        };
+        if result != 0 {
+            return Err(failed("pthread_sigmask", result));
+        }
+        let mask = KvmSignalMask { len: KERNEL_SIGSET_BYTES as u32, sigset };
+        // SAFETY: KVM reads a mask of the length that it says.
+        if unsafe { ioctl_with_ref(vcpu, KVM_SET_SIGNAL_MASK(), &mask) } < 0 {
+            let errno = io::Error::last_os_error().raw_os_error();
+            return Err(failed("KVM_SET_SIGNAL_MASK", errno.unwrap_or(0)));
+        }
+        Ok(())
+    }
+
+    /// One that waits for this thread, or for its process.
+    pub(super) fn take() -> Option<siginfo_t> {
+        let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: siginfo is plain data that the call fills in when it returns a signal.
+        unsafe {
+            let mut info: siginfo_t = std::mem::zeroed();
+            (libc::sigtimedwait(&sigbus(), &mut info, &at_once) == libc::SIGBUS).then_some(info)
+        }
     }
 }
 
 /// The handler. Everything in here is async-signal-safe: thread-local atomics and bare system
 /// calls; errno is only touched on the way that ends the process.
-extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, _context: *mut c_void) {
+extern "C" fn on_sigbus(_signal: c_int, info: *mut siginfo_t, _context: *mut c_void) {
     // SAFETY: installed with SA_SIGINFO, so the kernel passes a valid siginfo; SIGBUS sent by the
     // kernel fills in si_addr, and for other senders the same bytes are read but not used below.
     let (code, hva) = unsafe { ((*info).si_code, (*info).si_addr() as u64) };
-    if code == libc::BUS_MCEERR_AR && THREAD.try_with(|t| t.record(hva)).unwrap_or(false) {
-        return;
+    if !is_harmless(code, hva) {
+        // SAFETY: `info` is valid as above.
+        die(unsafe { &*info });
     }
-    // The memory is not needed now, and may never be: a page of the store's or of a guest that never looks.
-    if code == libc::BUS_MCEERR_AO {
-        return;
-    }
-    // Not ours. Returning alone would suffice for an access that faults again, but would swallow a
-    // signal that somebody sent: so the same siginfo is queued once more. SIGBUS is blocked until
-    // this handler returns, and then kills the process at the interrupted instruction, with a core
-    // that shows the original cause.
+}
+
+/// Is it a fault of this thread's guest, which is recorded, or none at all? Async-signal-safe.
+fn is_harmless(code: c_int, hva: u64) -> bool {
+    // An AO's memory is not needed now, and may never be: a page of the store's or of a guest that never looks.
+    code == libc::BUS_MCEERR_AO
+        || code == libc::BUS_MCEERR_AR && THREAD.try_with(|t| t.record(hva)).unwrap_or(false)
+}
+
+/// Returning alone would suffice for an access that faults again, but would swallow a signal that somebody
+/// sent: so the same siginfo is queued once more, and kills the process at the interrupted instruction as soon
+/// as SIGBUS is no longer blocked, with a core that shows the original cause. Async-signal-safe.
+fn die(info: &siginfo_t) {
     let _ = set_action(libc::SIG_DFL, 0);
-    // SAFETY: a thread may queue any siginfo to itself, and `info` is valid as above.
+    // SAFETY: a thread may queue any siginfo to itself.
     unsafe {
         libc::syscall(
             libc::SYS_rt_tgsigqueueinfo,
             libc::getpid(),
             libc::syscall(libc::SYS_gettid),
-            signal,
-            info,
+            libc::SIGBUS,
+            std::ptr::from_ref(info),
         );
     }
 }

@@ -301,6 +301,9 @@ impl Worker {
         if markers {
             vcpu.watch_state();
         }
+        if let Err(error) = vcpu.collect_faults(&mut faults) {
+            return self.send(ExitReason::Failure { message: error.to_string() });
+        }
         let running = vcpu.attach(&self.kicker);
         let mut stall = self.paging.stalls.of(vcpu.index());
         while self.gate.pass() {

@@ -145,16 +145,17 @@ impl Machine {
         Ok(())
     }
 
-    /// The guest writes ACK: another page-ready may follow.
-    pub fn write_ack(&mut self, value: u64) {
+    /// The guest writes ACK: another page-ready may follow. Returns the page whose task it has woken, and
+    /// which will be touched next.
+    pub fn write_ack(&mut self, value: u64) -> Option<Page> {
         if !msr::acknowledges(value) {
-            return;
+            return None;
         }
-        if let Some(sent) = self.sent.take() {
-            self.stats.ready_acknowledged += 1;
-            if let Sent::Page(token) = sent {
-                self.entries.remove(token);
-            }
+        let sent = self.sent.take()?;
+        self.stats.ready_acknowledged += 1;
+        match sent {
+            Sent::Page(token) => self.entries.remove(token).map(|entry| entry.page),
+            Sent::WakeAll => None,
         }
     }
 

@@ -155,11 +155,12 @@ impl<A: Area, I: Interrupt> AsyncPf<A, I> {
         Ok(())
     }
 
-    /// The guest writes ACK; the next page-ready is sent.
-    pub fn write_ack(&self, value: u64) {
+    /// See [`Machine::write_ack`]; the next page-ready is sent.
+    pub fn write_ack(&self, value: u64) -> Option<Page> {
         let mut state = lock(&self.state);
-        state.machine.write_ack(value);
+        let page = state.machine.write_ack(value);
         self.send_ready(&mut state);
+        page
     }
 
     /// What the guest reads from EN and INT.

@@ -17,7 +17,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use guest_memory::Gpa;
+use guest_memory::{Gfn, Gpa};
 use kvm_bindings::{KVM_CAP_PRE_FAULT_MEMORY, kvm_cpuid_entry2, kvm_pre_fault_memory};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
@@ -155,6 +155,28 @@ fn work(vcpu: &VcpuFd, inbox: &Receiver<Job>, pages: &AtomicU64, markers: Option
     }
 }
 
+/// KVM_PRE_FAULT_MEMORY: maps the range, and moves it on over what is done.
+fn pre_fault(vcpu: &VcpuFd, range: &mut kvm_pre_fault_memory) -> io::Result<()> {
+    // SAFETY: KVM reads and writes the one struct; it changes its own page tables only.
+    let done = unsafe { ioctl_with_mut_ref(vcpu, number::KVM_PRE_FAULT_MEMORY(), range) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Has KVM map one page whose fault `vcpu` would take next, on its own thread. Not a matter of this call is
+/// whether it is mapped then: it may be on its way out again, or the thread be wanted.
+///
+/// # Errors
+/// KVM cannot do it at all.
+pub(super) fn page(vcpu: &VcpuFd, gfn: Gfn) -> io::Result<()> {
+    let Some(Gpa(gpa)) = gfn.gpa() else { return Ok(()) };
+    let size = guest_memory::PAGE_BYTES;
+    let mut range = kvm_pre_fault_memory { gpa, size, ..Default::default() };
+    match pre_fault(vcpu, &mut range).map_err(|error| error.raw_os_error()) {
+        Ok(()) | Err(Some(libc::EINTR | libc::EAGAIN | libc::EFAULT | libc::EHWPOISON)) => Ok(()),
+        Err(errno) => Err(io::Error::from_raw_os_error(errno.unwrap_or(libc::EIO))),
+    }
+}
+
 fn map(
     vcpu: &VcpuFd,
     gpa: Gpa,
@@ -162,16 +184,9 @@ fn map(
     pages: &AtomicU64,
     thread: Option<&GuestThread>,
 ) -> io::Result<()> {
-    let ioctl = |range: &mut kvm_pre_fault_memory| {
-        // SAFETY: KVM reads and writes the one struct, which it moves on over what is done; it changes
-        // its own page tables only.
-        let mut call =
-            || unsafe { ioctl_with_mut_ref(vcpu, number::KVM_PRE_FAULT_MEMORY(), range) };
-        let done = match thread {
-            Some(thread) => thread.in_kvm_run(call),
-            None => call(),
-        };
-        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let ioctl = |range: &mut kvm_pre_fault_memory| match thread {
+        Some(thread) => thread.in_kvm_run(|| pre_fault(vcpu, range)),
+        None => pre_fault(vcpu, range),
     };
     let mut range = kvm_pre_fault_memory { gpa: gpa.0, size: bytes, ..Default::default() };
     while range.size > 0 {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_pf::protocol::{GuestState, Msr};
-use guest_memory::{Gpa, PagerError};
+use guest_memory::{Gfn, Gpa, PagerError};
 use kvm_bindings::{
     CpuId, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, Msrs, kvm_cpuid_entry2, kvm_enable_cap, kvm_msr_entry,
 };
@@ -11,12 +11,13 @@ use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
 use super::emulation::Emulation;
 use super::kick::{Kicker, Running};
-use super::{KvmError, inject};
+use super::{KvmError, inject, prefault};
 use crate::boot::{Entry, regs};
 use crate::devices::{Bus, PortVerdict};
 use crate::exit::ExitReason;
 use crate::paging::areas::Areas;
 use crate::paging::{Faults, Notifier};
+use crate::sigbus::SigbusError;
 
 /// What KVM_RUN came back with, after the devices have answered.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub struct Vcpu {
     halted: Option<inject::Halted>,
     /// INIT is looked for.
     armed: bool,
+    /// KVM is asked to map pages ahead, and has not refused.
+    maps_ahead: bool,
     /// What an exit leaves of the guest's state.
     watch: inject::Watch,
 }
@@ -108,6 +111,7 @@ impl Vcpu {
             stuck: None,
             halted: None,
             armed: false,
+            maps_ahead: true,
             watch: inject::Watch::default(),
         })
     }
@@ -163,6 +167,14 @@ impl Vcpu {
     #[must_use]
     pub fn index(&self) -> u32 {
         self.index
+    }
+
+    /// Has faults by markers end KVM_RUN without a signal handler.
+    ///
+    /// # Errors
+    /// When a call fails.
+    pub(crate) fn collect_faults(&self, faults: &mut Faults) -> Result<(), SigbusError> {
+        faults.collects(&self.fd)
     }
 
     /// Declares that the calling thread runs this vCPU; kicks reach it while the guard lives.
@@ -228,13 +240,17 @@ impl Vcpu {
             Ok(VcpuExit::MemoryFault { gpa, size, .. }) => self.failure(format!(
                 "KVM could not get guest memory at gpa {gpa:#x} ({size:#x} bytes)"
             )),
-            Ok(VcpuExit::Intr) => Exit::Interrupted,
+            Ok(VcpuExit::Intr) => {
+                faults.interrupted();
+                Exit::Interrupted
+            }
             Ok(other) => {
                 let other = format!("{other:?}");
                 self.failure(format!("unexpected exit {other}"))
             }
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 self.fd.set_kvm_immediate_exit(0);
+                faults.interrupted();
                 Exit::Interrupted
             }
             Err(error) => self.failure(format!("KVM_RUN: {error}")),
@@ -320,14 +336,28 @@ impl Vcpu {
         notifier: &Notifier,
         faults: &Faults,
     ) -> Exit {
-        if msr != Msr::Ack {
+        let written = match msr {
+            Msr::Ack => {
+                raw::set_msr_error(&mut self.fd, false);
+                if let Some(gfn) = notifier.acknowledge(value) {
+                    self.map_ahead(gfn, faults);
+                }
+                return Exit::Resume;
+            }
             // What it writes now is for after the INIT.
-            self.look_for_init(notifier);
-        }
-        match notifier.write(msr, value, faults.pager()) {
-            Ok(written) => raw::set_msr_error(&mut self.fd, written.is_err()),
-            Err(error) => return self.cannot("bring in the async page fault area", &error),
-        }
+            Msr::Int => {
+                self.look_for_init(notifier);
+                notifier.set_int(value)
+            }
+            Msr::En => {
+                self.look_for_init(notifier);
+                match notifier.set_en(value, faults.pager()) {
+                    Ok(written) => written,
+                    Err(error) => return self.cannot("bring in the async page fault area", &error),
+                }
+            }
+        };
+        raw::set_msr_error(&mut self.fd, written.is_err());
         if notifier.is_on() && !self.armed {
             if let Err(error) = inject::arm_sentinel(&self.fd) {
                 return self.failure(format!("KVM_SET_MSRS: {error}"));
@@ -335,6 +365,14 @@ impl Vcpu {
             self.armed = true;
         }
         Exit::Resume
+    }
+
+    /// The guest has been told that its page came, and meets it with its next steps: KVM maps it now, which
+    /// spares an exit. A bonus: what goes wrong is met again by the guest.
+    fn map_ahead(&mut self, gfn: Gfn, faults: &Faults) {
+        if self.maps_ahead {
+            self.maps_ahead = faults.map_ahead(|| prefault::page(&self.fd, gfn)).is_ok();
+        }
     }
 
     fn port_out(&mut self, bus: &Bus, port: u16, data: &SmallData, faults: &Faults) -> Exit {

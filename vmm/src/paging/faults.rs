@@ -1,5 +1,7 @@
 //! A vCPU thread's faults on markers: brought to the pager, and waited for where they need time.
 
+use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use async_pf::protocol::{Begun, GuestState};
@@ -80,6 +82,21 @@ impl Faults {
     /// Calls `run`, which is to do one KVM_RUN.
     pub(crate) fn in_kvm_run<R>(&self, run: impl FnOnce() -> R) -> R {
         self.thread.in_kvm_run(run)
+    }
+
+    /// See [`GuestThread::collects`].
+    pub(crate) fn collects(&mut self, vcpu: &impl AsRawFd) -> Result<(), SigbusError> {
+        self.thread.collects(vcpu)
+    }
+
+    /// Calls `ioctl`, which is to have KVM map a page ahead of the guest.
+    pub(crate) fn map_ahead(&self, ioctl: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        self.thread.in_other_ioctl(ioctl).map_err(io::Error::other)?
+    }
+
+    /// KVM_RUN was interrupted.
+    pub(crate) fn interrupted(&self) {
+        self.thread.collect();
     }
 
     /// Has [`Faults::resolve`] a fault to bring the page of? Then the guest ran.

@@ -8,7 +8,7 @@ use async_pf::protocol::{
     AREA_BYTES, Area, AsyncPf, Begun, Completed, Decision, En, GeneralProtection, GuestState,
     Interrupt, MAX_VCPU, Machine, Msr, Page, ProtocolStats, Taken, Token,
 };
-use guest_memory::{Gpa, PageEnd, Pager, PagerError, Pinned, Sleeper, Waiter, Wake};
+use guest_memory::{Gfn, Gpa, PageEnd, Pager, PagerError, Pinned, Sleeper, Waiter, Wake};
 use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
 use vm_memory::{Bytes, GuestAddress};
@@ -163,7 +163,7 @@ impl Notifier {
     }
 
     /// The vCPU meets a page: is it outstanding already?
-    pub(crate) fn begin(&self, gfn: guest_memory::Gfn) -> Begun {
+    pub(crate) fn begin(&self, gfn: Gfn) -> Begun {
         self.protocol.begin(Page(gfn.0))
     }
 
@@ -195,7 +195,7 @@ impl Notifier {
     }
 
     /// The page has no new token, see [`Begun`].
-    pub(crate) fn again(&self, begun: Begun, gfn: guest_memory::Gfn, guest: GuestState) -> Next {
+    pub(crate) fn again(&self, begun: Begun, gfn: Gfn, guest: GuestState) -> Next {
         next(self.protocol.decide_again(begun, Page(gfn.0), guest))
     }
 
@@ -224,27 +224,33 @@ impl Notifier {
         self.protocol.reset();
     }
 
-    /// The guest writes one of the protocol's MSRs.
+    /// The guest writes ACK. Returns the page that it will touch next, if one is known.
+    pub(crate) fn acknowledge(&self, value: u64) -> Option<Gfn> {
+        self.trace(Notification::Ack, 0);
+        let page = self.clocks.ack.time(|| self.protocol.write_ack(value));
+        page.map(|Page(gfn)| Gfn(gfn))
+    }
+
+    /// The guest writes INT.
+    ///
+    /// # Errors
+    /// For the guest.
+    pub(crate) fn set_int(&self, value: u64) -> Result<(), GeneralProtection> {
+        self.protocol.set_int(value)
+    }
+
+    /// The guest writes EN.
     ///
     /// # Errors
     /// The outer one when the area's page does not come; the inner one for the guest.
-    pub(crate) fn write(
+    pub(crate) fn set_en(
         &self,
-        msr: Msr,
         value: u64,
         pager: &Pager,
     ) -> Result<Result<(), GeneralProtection>, PagerError> {
-        let en = match msr {
-            Msr::Int => return Ok(self.protocol.set_int(value)),
-            Msr::Ack => {
-                self.trace(Notification::Ack, 0);
-                self.clocks.ack.time(|| self.protocol.write_ack(value));
-                return Ok(Ok(()));
-            }
-            Msr::En => match En::new(value) {
-                Ok(en) => en,
-                Err(refused) => return Ok(Err(refused)),
-            },
+        let en = match En::new(value) {
+            Ok(en) => en,
+            Err(refused) => return Ok(Err(refused)),
         };
         let area = match en.area() {
             None => None,

@@ -157,3 +157,59 @@ fn bad_registrations_are_refused_by_name() {
     drop(first);
     GuestThread::register(&[GUEST]).expect("free again after the first was dropped");
 }
+
+/// As [`GuestThread::collects`] leaves the thread's own mask; a vCPU's needs KVM.
+fn blocked() -> GuestThread {
+    let thread = GuestThread::register(&[GUEST]).unwrap();
+    mask::change(libc::SIG_BLOCK).unwrap();
+    thread
+}
+
+#[test]
+fn a_fault_that_waits_is_recorded_when_it_is_collected() {
+    let thread = blocked();
+    thread.collect();
+    assert_eq!(thread.take_fault(), None);
+    thread.in_kvm_run(|| queue_sigbus(libc::BUS_MCEERR_AR, GUEST.hva));
+    assert_eq!(thread.take_fault(), None, "nobody looked");
+    thread.collect();
+    assert!(thread.has_fault());
+    assert_eq!(thread.take_fault(), Some(GUEST.hva));
+    thread.collect();
+    assert_eq!(thread.take_fault(), None);
+    queue_sigbus(libc::BUS_MCEERR_AO, GUEST.hva + GUEST.len);
+    thread.collect();
+    assert_eq!(thread.take_fault(), None);
+}
+
+#[test]
+fn anything_else_that_is_collected_ends_the_process_by_sigbus() {
+    let thread = blocked();
+    for (code, hva) in [(libc::BUS_MCEERR_AR, GUEST.hva - 1), (libc::SI_QUEUE, GUEST.hva)] {
+        let act = || {
+            queue_sigbus(code, hva);
+            thread.collect();
+        };
+        assert_eq!(signal_that_ends(act), Some(libc::SIGBUS), "{code} {hva:#x}");
+    }
+}
+
+#[test]
+fn faults_of_another_ioctl_are_dropped_and_the_next_one_waits_again() {
+    let thread = blocked();
+    // One that nobody has collected yet, too: the guest meets its page again.
+    queue_sigbus(libc::BUS_MCEERR_AR, GUEST.hva);
+    let ioctl = || queue_sigbus(libc::BUS_MCEERR_AR, GUEST.hva + PAGE_BYTES);
+    thread.in_other_ioctl(ioctl).unwrap();
+    assert_eq!(thread.take_fault(), None);
+    thread.collect();
+    assert_eq!(thread.take_fault(), None);
+    queue_sigbus(libc::BUS_MCEERR_AR, GUEST.hva);
+    assert_eq!(thread.take_fault(), None);
+    thread.collect();
+    assert_eq!(thread.take_fault(), Some(GUEST.hva));
+    let other = || {
+        let _ = thread.in_other_ioctl(|| queue_sigbus(libc::SI_QUEUE, GUEST.hva));
+    };
+    assert_eq!(signal_that_ends(other), Some(libc::SIGBUS));
+}
