@@ -188,9 +188,9 @@ impl GuestThread {
     }
 
     /// Records the fault that KVM_RUN came back for, after [`Self::collects`]: to be called when it was
-    /// interrupted.
+    /// interrupted. Takes one signal; should there be another, the next KVM_RUN is interrupted by it.
     pub fn collect(&self) {
-        while let Some(info) = mask::take() {
+        if let Some(info) = mask::take() {
             // SAFETY: of a SIGBUS, see `on_sigbus`.
             let (code, hva) = (info.si_code, unsafe { info.si_addr() } as u64);
             let _scope = KvmRunScope::enter();
