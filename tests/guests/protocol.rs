@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("turned_off_or_moved_nothing_old_is_sent", off_and_on),
     ("an_apic_that_is_off_loses_no_notification", apic_off),
     ("a_processor_that_is_reset_has_the_protocol_off", reset),
+    ("a_processor_that_is_reset_is_told_of_no_fault", fault_after_reset),
     ("kvms_own_protocol_looks_the_same_to_the_guest", kvms_own),
     ("hits_are_not_announced", hits),
     ("hostile_areas_and_words_hurt_nobody", hostile),
@@ -93,6 +94,12 @@ fn reset() {
         ["--apf", "user", "--apf-threshold", "0us", "--no-prefetch", "--store", "delay=100ms"];
     let end = pass("apf-processor-reset", &slow);
     assert_eq!(number(&end, "resets"), 3);
+}
+
+/// Nothing else has the VMM look for the INIT.
+fn fault_after_reset() {
+    let end = slow("apf-fault-after-reset");
+    assert_eq!(number(&end, "resets"), 2);
 }
 
 /// What the test kernel expects is what KVM does, too. (KVM does not look at the flags word, and sends

@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test { name: "apf-area-moves", run: area_moves },
     Test { name: "apf-apic-off", run: apic_off },
     Test { name: "apf-processor-reset", run: processor_reset },
+    Test { name: "apf-fault-after-reset", run: fault_after_reset },
 ];
 
 const ON: u64 = ENABLED | AS_INTERRUPT | SEND_ALWAYS;
@@ -141,8 +142,12 @@ static FOUND: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
 /// Has the second processor do something that may fail.
 fn there(work: smp::Work) -> Outcome {
+    there_with(work, 0)
+}
+
+fn there_with(work: smp::Work, argument: u64) -> Outcome {
     FAILED.store(0, Ordering::SeqCst);
-    smp::give(work, 0);
+    smp::give(work, argument);
     smp::wait();
     ensure!(FAILED.load(Ordering::SeqCst) == 0, "on the second processor, see above");
     Ok(())
@@ -169,12 +174,12 @@ fn cycle_there(_: u64) {
 }
 
 /// Nothing is announced.
-fn off_there(_: u64) {
+fn off_there(page: u64) {
     let side = Side::here();
     side.set(SKIP);
-    note(evict(0..1));
-    touch(0);
-    note(check(0));
+    note(evict(page..page + 1));
+    touch(page);
+    note(check(page));
     note(side.expect_nothing());
 }
 
@@ -237,6 +242,28 @@ fn processor_reset() -> Outcome {
         let found = [0, 1].map(|at: usize| FOUND[at].load(Ordering::SeqCst));
         ensure!(found == [0, 0], "{comes:?}: EN and INT are {found:#x?} after INIT");
         there(off_there)?;
+        there(turn_on_there)?;
+        there(cycle_there)?;
+    }
+    Ok(())
+}
+
+/// The first thing that the VMM sees of a processor that got INIT is a fault: it is not announced.
+fn fault_after_reset() -> Outcome {
+    let failed = |why| format!("{why:?}");
+    smp::start().map_err(failed)?;
+    for _ in 0..2 {
+        there(turn_on_there)?;
+        there(leave_outstanding_there)?;
+        smp::stop();
+        smp::start().map_err(failed)?;
+        there_with(off_there, COUNT)?;
+        (0..COUNT).try_for_each(check)?;
+        timer::wait_ms(1);
+        there(read_there)?;
+        let found = [0, 1].map(|at: usize| FOUND[at].load(Ordering::SeqCst));
+        ensure!(found == [0, 0], "EN and INT are {found:#x?} after INIT");
+        ensure!(Side::of(1).readies.len() == 0, "page-ready after INIT");
         there(turn_on_there)?;
         there(cycle_there)?;
     }
