@@ -25,13 +25,10 @@ const WATCHED_EXITS: u32 = 64;
 
 const RFLAGS_IF: u64 = 1 << 9;
 const CR0_PG: u64 = 1 << 31;
-const EFER_LMA: u64 = 1 << 10;
 /// #PF.
 const PAGE_FAULT: u8 = 14;
 /// What KVM's own copy of the vector is set to, which nobody uses: INIT makes it 0.
 const SENTINEL: u64 = 0xff;
-/// How often the bit that spares asking for it is set anew after it was lost.
-const MARKS: u32 = 4;
 
 /// Is there an exchange of the general registers by `kvm_run`?
 ///
@@ -166,70 +163,18 @@ pub(super) fn end_halt(fd: &VcpuFd, halted: Halted) -> Result<(), kvm_ioctls::Er
     Ok(())
 }
 
-/// Tells whether the vCPU got INIT, of which user space hears nothing, by two things that INIT clears.
+/// From here on [`had_init`] tells. KVM's own protocol is off, and its copy of the vector unused; it is
+/// cleared with the rest of it when the vCPU gets INIT, of which user space hears nothing.
 ///
-/// KVM's own protocol is off, and its copy of the vector unused: that tells for certain, and costs an ioctl.
-/// The available bit (AVL) of the task register's hidden part is in each exit's state. The guest does
-/// not see it; LTR loads it from a descriptor (SDM 3A, 3.4.5 and 8.2.2), which most leave 0, and then the vector is asked.
-#[derive(Debug, Default)]
-pub(super) struct Sentinel {
-    /// The vector is set.
-    armed: bool,
-    /// The bit is set, for all that is known.
-    marked: bool,
-    /// How often the bit may still be set: there may be processors that lose it.
-    marks_left: u32,
+/// The bits of TR that an exit leaves anyway (AVL, which INIT clears too) are no way to spare the ioctl: they can be
+/// set by KVM_SET_SREGS only, which makes the type of TR a busy one, and where QEMU emulates SVM an OUT of a
+/// task that has the right to it is a general protection fault then.
+pub(super) fn arm_sentinel(fd: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
+    fd.set_msrs(&one(SENTINEL)?).map(drop)
 }
 
-impl Sentinel {
-    /// From here on it tells.
-    ///
-    /// # Errors
-    /// When KVM refuses.
-    pub(super) fn arm(&mut self, fd: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
-        if !self.armed {
-            fd.set_msrs(&one(SENTINEL)?)?;
-            *self = Self { armed: true, marked: false, marks_left: MARKS };
-        }
-        Ok(())
-    }
-
-    /// Did the vCPU get INIT since it was armed? Then it is no longer.
-    pub(super) fn fell(&mut self, fd: &VcpuFd) -> bool {
-        let fell = self.armed && matches!(had_init(fd), Ok(true));
-        if fell {
-            *self = Self::default();
-        }
-        fell
-    }
-
-    /// The same, right after [`guest_state`].
-    pub(super) fn fell_by_state(&mut self, fd: &mut VcpuFd) -> bool {
-        let bit = fd.sync_regs().sregs.tr.avl != 0;
-        if self.marked && bit {
-            return false;
-        }
-        self.marked = false;
-        let fell = self.fell(fd);
-        // Set by somebody else, it tells nothing.
-        if self.armed && !bit && self.marks_left > 0 {
-            self.mark(fd);
-        }
-        fell
-    }
-
-    fn mark(&mut self, fd: &mut VcpuFd) {
-        let sregs = &mut fd.sync_regs_mut().sregs;
-        // In other modes there are states that a guest can get into, and that KVM does not take.
-        if sregs.efer & EFER_LMA != 0 {
-            sregs.tr.avl = 1;
-            fd.set_sync_dirty_reg(SyncReg::SystemRegister);
-            (self.marked, self.marks_left) = (true, self.marks_left - 1);
-        }
-    }
-}
-
-fn had_init(fd: &VcpuFd) -> Result<bool, kvm_ioctls::Error> {
+/// Did the vCPU get INIT since [`arm_sentinel`]?
+pub(super) fn had_init(fd: &VcpuFd) -> Result<bool, kvm_ioctls::Error> {
     let mut msrs = one(0)?;
     let read = fd.get_msrs(&mut msrs)?;
     Ok(read == 1 && msrs.as_slice().first().is_some_and(|entry| entry.data != SENTINEL))

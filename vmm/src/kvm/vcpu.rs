@@ -43,7 +43,7 @@ pub struct Vcpu {
     /// It is halted artificially, or was when it was entered last.
     halted: Option<inject::Halted>,
     /// INIT is looked for.
-    sentinel: inject::Sentinel,
+    armed: bool,
     /// KVM is asked to map pages ahead, and has not refused.
     maps_ahead: bool,
     /// What an exit leaves of the guest's state.
@@ -110,7 +110,7 @@ impl Vcpu {
             emulation: Emulation::default(),
             stuck: None,
             halted: None,
-            sentinel: inject::Sentinel::default(),
+            armed: false,
             maps_ahead: true,
             watch: inject::Watch::default(),
         })
@@ -124,17 +124,15 @@ impl Vcpu {
     /// The guest as the last exit left it, after [`Vcpu::watch_state`]. If it got INIT since, its protocol
     /// is off.
     pub(crate) fn guest_state(&mut self, notifier: Option<&Arc<Notifier>>) -> GuestState {
-        let Ok(state) = inject::guest_state(&mut self.fd, &mut self.watch) else { return UNKNOWN };
-        if let Some(notifier) = notifier
-            && self.sentinel.fell_by_state(&mut self.fd)
-        {
-            notifier.reset();
+        if let Some(notifier) = notifier {
+            self.look_for_init(notifier);
         }
-        state
+        inject::guest_state(&mut self.fd, &mut self.watch).unwrap_or(UNKNOWN)
     }
 
     fn look_for_init(&mut self, notifier: &Notifier) {
-        if self.sentinel.fell(&self.fd) {
+        if self.armed && matches!(inject::had_init(&self.fd), Ok(true)) {
+            self.armed = false;
             notifier.reset();
         }
     }
@@ -360,10 +358,11 @@ impl Vcpu {
             }
         };
         raw::set_msr_error(&mut self.fd, written.is_err());
-        if notifier.is_on()
-            && let Err(error) = self.sentinel.arm(&self.fd)
-        {
-            return self.failure(format!("KVM_SET_MSRS: {error}"));
+        if notifier.is_on() && !self.armed {
+            if let Err(error) = inject::arm_sentinel(&self.fd) {
+                return self.failure(format!("KVM_SET_MSRS: {error}"));
+            }
+            self.armed = true;
         }
         Exit::Resume
     }
