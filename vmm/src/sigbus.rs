@@ -130,7 +130,8 @@ impl ThreadState {
 }
 
 /// The right of the current thread to run a vCPU over some guest mappings. Not `Send`: it belongs
-/// to the thread that registered. Dropping it makes every SIGBUS deadly again.
+/// to the thread that registered. Dropping it makes every SIGBUS deadly again; after [`Self::collects`] one that
+/// is sent waits.
 #[derive(Debug)]
 pub struct GuestThread {
     _this_thread_only: PhantomData<*const ()>,
@@ -171,7 +172,8 @@ impl GuestThread {
     }
 
     /// Calls `run`, which is to do one KVM_RUN and nothing else that touches guest memory; faults
-    /// that the kernel reports meanwhile are recorded for [`Self::take_fault`].
+    /// that the kernel reports meanwhile are recorded for [`Self::take_fault`], or wait for
+    /// [`Self::collect`] after [`Self::collects`].
     pub fn in_kvm_run<R>(&self, run: impl FnOnce() -> R) -> R {
         let _scope = KvmRunScope::enter();
         run()
@@ -179,6 +181,8 @@ impl GuestThread {
 
     /// From here on SIGBUS waits for [`Self::collect`], and KVM_RUN of `vcpu` ends by it all the same. A
     /// handler costs a frame with the state of the floating-point unit, and a system call to return.
+    ///
+    /// One that the kernel forces (a machine check while a kick ends KVM_RUN) finds it blocked, and ends the process.
     ///
     /// # Errors
     /// [`SigbusError::Signal`].
@@ -205,7 +209,7 @@ impl GuestThread {
     /// [`Self::collects`]. A fault that the kernel reports meanwhile is dropped.
     ///
     /// # Errors
-    /// [`SigbusError::Signal`]; then nothing was called.
+    /// [`SigbusError::Signal`]: nothing was called, or SIGBUS is not blocked again.
     pub fn in_other_ioctl<R>(&self, ioctl: impl FnOnce() -> R) -> Result<R, SigbusError> {
         let scope = KvmRunScope::enter();
         // Blocked, it would have the kernel try again for ever.

@@ -301,7 +301,7 @@ impl Worker {
         if markers {
             vcpu.watch_state();
         }
-        if let Err(error) = vcpu.collect_faults(&mut faults) {
+        if markers && let Err(error) = vcpu.collect_faults(&mut faults) {
             return self.send(ExitReason::Failure { message: error.to_string() });
         }
         let running = vcpu.attach(&self.kicker);

@@ -49,6 +49,7 @@ use crate::ram::{GuestSlot, slots};
 use crate::stats::PagerStats;
 use crate::stores::StoreSpec;
 use crate::survey::{Survey, survey};
+use crate::sys::view;
 use crate::waiters::Waiter;
 use crate::word::{OnWait, PageState, PageWord};
 
@@ -170,6 +171,16 @@ impl Pager {
             // Refused, it is dropped, and maps the page itself.
             drop(self.core.workers.submit(retry.0, Duration::ZERO));
         }
+    }
+
+    /// Could this page be accessed now without waiting? By all we know: it may leave at any moment.
+    #[must_use]
+    pub fn is_mapped(&self, gfn: Gfn) -> bool {
+        let core = &self.core;
+        self.page_of(gfn).is_ok_and(|page| {
+            core.table.state(page) == PageState::Mapped
+                && (!core.host_swaps || view::is_in_memory(&core.alias, &core.layout, page))
+        })
     }
 
     /// The frame at an address of the guest mapping.

@@ -8,6 +8,9 @@
 //!
 //! It is a bonus: a run that finds the queue full is dropped. It has a thread of its own because the
 //! host may have taken the page away again in the meantime; the ioctl then waits for the pager.
+//!
+//! A single page that the guest waits for ([`page`]) is mapped by the vCPU that will touch it, whose
+//! thread is in user space anyway, for the guest's ACK.
 #![allow(unsafe_code, reason = "an ioctl that kvm-ioctls does not have")]
 
 use std::io;
@@ -172,7 +175,11 @@ pub(super) fn page(vcpu: &VcpuFd, gfn: Gfn) -> io::Result<()> {
     let size = guest_memory::PAGE_BYTES;
     let mut range = kvm_pre_fault_memory { gpa, size, ..Default::default() };
     match pre_fault(vcpu, &mut range).map_err(|error| error.raw_os_error()) {
-        Ok(()) | Err(Some(libc::EINTR | libc::EAGAIN | libc::EFAULT | libc::EHWPOISON)) => Ok(()),
+        Ok(()) => Ok(()),
+        // Of this moment.
+        Err(Some(libc::EINTR | libc::EAGAIN | libc::EFAULT | libc::EHWPOISON | libc::ENOMEM)) => {
+            Ok(())
+        }
         Err(errno) => Err(io::Error::from_raw_os_error(errno.unwrap_or(libc::EIO))),
     }
 }

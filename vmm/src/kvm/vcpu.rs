@@ -338,10 +338,11 @@ impl Vcpu {
     ) -> Exit {
         let written = match msr {
             Msr::Ack => {
-                raw::set_msr_error(&mut self.fd, false);
                 if let Some(gfn) = notifier.acknowledge(value) {
                     self.map_ahead(gfn, faults);
                 }
+                // Behind that ioctl, which may write where the answer is.
+                raw::set_msr_error(&mut self.fd, false);
                 return Exit::Resume;
             }
             // What it writes now is for after the INIT.
@@ -371,7 +372,7 @@ impl Vcpu {
     /// spares an exit. A bonus: what goes wrong is met again by the guest.
     fn map_ahead(&mut self, gfn: Gfn, faults: &Faults) {
         if self.maps_ahead {
-            self.maps_ahead = faults.map_ahead(|| prefault::page(&self.fd, gfn)).is_ok();
+            self.maps_ahead = faults.map_ahead(gfn, || prefault::page(&self.fd, gfn)).is_ok();
         }
     }
 

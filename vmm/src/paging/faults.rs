@@ -89,14 +89,26 @@ impl Faults {
         self.thread.collects(vcpu)
     }
 
-    /// Calls `ioctl`, which is to have KVM map a page ahead of the guest.
-    pub(crate) fn map_ahead(&self, ioctl: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        self.thread.in_other_ioctl(ioctl).map_err(io::Error::other)?
+    /// Calls `ioctl`, which is to have KVM map this page ahead of the guest, if that needs no waiting by all
+    /// we know: the guest waits better in KVM_RUN, with its interrupts.
+    pub(crate) fn map_ahead(
+        &self,
+        gfn: Gfn,
+        ioctl: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        let Some(notifier) = self.notifier.as_ref().filter(|_| self.pager.is_mapped(gfn)) else {
+            return Ok(());
+        };
+        let call = || self.thread.in_other_ioctl(ioctl);
+        notifier.time_ahead(call).map_err(io::Error::other)?
     }
 
     /// KVM_RUN was interrupted.
     pub(crate) fn interrupted(&self) {
-        self.thread.collect();
+        // Without markers nothing waits: there is the handler.
+        if self.markers {
+            self.thread.collect();
+        }
     }
 
     /// Has [`Faults::resolve`] a fault to bring the page of? Then the guest ran.

@@ -180,6 +180,7 @@ fn a_fault_that_waits_is_recorded_when_it_is_collected() {
     queue_sigbus(libc::BUS_MCEERR_AO, GUEST.hva + GUEST.len);
     thread.collect();
     assert_eq!(thread.take_fault(), None);
+    assert!(mask::take().is_none(), "it was not collected");
 }
 
 #[test]

@@ -132,7 +132,7 @@ fn notifications(args: &Args, report: &mut Report) -> Result<()> {
         "interrupts",
         0.0,
     ));
-    for part in ["decision", "injection", "ready", "ack"] {
+    for part in ["decision", "injection", "ready", "ack", "ahead"] {
         let cost = |what: &str| misses.numbers("user", &format!("/async_pf/costs/{part}/{what}"));
         let each = median_of_ratios(&cost("total_ns"), &cost("count"));
         report.figures.push(Figure::information(&format!("apf.cost_{part}"), each, "ns"));
