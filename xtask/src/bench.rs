@@ -36,7 +36,7 @@ pub(crate) enum Bench {
 }
 
 /// The command line of every benchmark.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(crate) struct Options {
     #[command(flatten)]
     force: Force,
@@ -46,6 +46,9 @@ pub(crate) struct Options {
     /// Further options for the measuring program, after `--`
     #[arg(last = true)]
     rest: Vec<String>,
+    /// See [`nested::Run::counts`].
+    #[arg(skip)]
+    counts: bool,
 }
 
 /// The command line of async page faults'.
@@ -56,6 +59,9 @@ pub(crate) struct ApfOptions {
     /// Draw the heartbeat's percentiles beside 8 faulting threads, as SVG
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+    /// In the emulated machine: let its clock be the host's, not one that counts instructions
+    #[arg(long)]
+    wall_clock: bool,
 }
 
 impl ApfOptions {
@@ -64,6 +70,7 @@ impl ApfOptions {
             paths::check_writable(file)?;
         }
         let json = self.common.json.get_or_insert(paths::target().join("bench-apf.json")).clone();
+        self.common.counts = !self.wall_clock;
         let code = self.common.run("apf", None)?;
         if let (0, Some(svg)) = (code, &self.svg) {
             plot::percentiles(
@@ -124,7 +131,7 @@ impl PagerOptions {
             let guests = paths::target().join("bench-hit.json");
             let trace = paths::target().join("bench-hit.trace");
             let options =
-                Options { force: self.force, json: Some(guests.clone()), rest: Vec::new() };
+                Options { json: Some(guests.clone()), force: self.force, ..Options::default() };
             match options.run("hit", Some(&trace))? {
                 0 => command.arg("--with").arg(&guests),
                 code => return Ok(code),
@@ -192,6 +199,7 @@ impl Options {
                     run.hold.nbd()?;
                 }
                 run.waits = true;
+                run.counts = self.counts;
                 run.memory_mib = MEMORY_MIB;
                 run.timeout = TIMEOUT;
                 let code = run.go()?;

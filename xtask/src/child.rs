@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
+use crate::exit::{self, Exit};
 use crate::progress::Step;
 use crate::signals;
 
@@ -173,10 +174,19 @@ pub(crate) fn foreground_logged(command: &mut Command, log: &Path) -> Result<u8>
     let mut group = Group::spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()))?;
     let stdout = group.child().stdout.take().context("the child has no output")?;
     let pump = pump(stdout, std::io::stdout(), log)?;
-    let code = wait(&mut group);
+    let code = wait(&mut group)?;
     drop(group);
-    let _ = pump.join();
-    code
+    if let Ok(Err(lost)) = pump.join() {
+        return Err(output_lost(code, &lost, log));
+    }
+    Ok(code)
+}
+
+/// What a command that ended with this code said could not be written.
+pub(crate) fn output_lost(code: u8, error: &std::io::Error, log: &Path) -> anyhow::Error {
+    let code = if code == 0 { exit::FAILED } else { code };
+    let log = log.display();
+    Exit::error(code, format!("cannot write what the command said: {error}; {log} has it"))
 }
 
 /// How a copy went: the first error of writing, other than that nobody reads.

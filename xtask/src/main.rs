@@ -3,6 +3,7 @@
 mod accel;
 mod apt;
 mod apt_cache;
+mod apt_source;
 mod bench;
 mod binaries;
 mod browser;
@@ -78,6 +79,9 @@ struct NestedOptions {
     /// Carry qemu-system-x86_64 into the machine (4096 MiB unless --memory says otherwise)
     #[arg(long)]
     with_qemu: bool,
+    /// Let the machine's clock count instructions, as for measurements (builds an emulator once, some minutes)
+    #[arg(long)]
+    counted: bool,
     /// Carry neither nowait nor its images: busybox only
     #[arg(long)]
     bare: bool,
@@ -108,6 +112,7 @@ impl NestedOptions {
             run.memory_mib = WITH_QEMU_MIB;
         }
         run.hold.extend(&self.add);
+        run.counts = self.counted;
         run.memory_mib = self.memory.unwrap_or(run.memory_mib);
         run.timeout = self.timeout.map_or_else(nested::default_timeout, Duration::from_secs);
         run.out = self.out.unwrap_or(run.out);

@@ -10,8 +10,9 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
+use super::emulator::Emulator;
 use super::nudge::Nudge;
 use super::{stdin, terminal};
 use crate::child::Group;
@@ -22,13 +23,6 @@ use crate::{cache, child, paths, progress, signals};
 /// result comes out of a kernel that has lost its mind.
 const CMDLINE: &str =
     "console=ttyS0 mitigations=off nokaslr panic=-1 oops=panic quiet loglevel=5 rdinit=/init";
-
-/// The emulator, with room for 32 MiB of translated code. When it is full, all of it is thrown away,
-/// and that is the point: every store into a page that code was once translated from is slow until
-/// that translation has been found and dropped. With the default (1 GiB) the translations of guests
-/// long gone stay, and boots of the same guest one after the other took 1.9, 3.8, 4.0, 3.9 … s; with
-/// 32 MiB 1.6, 1.6, 1.5, 1.5 … s (16: 1.7; 48: 1.7; 96: 2.5).
-const ACCEL: &str = "tcg,thread=multi,tb-size=32";
 
 /// The processor. Its XSAVE is hidden: the emulator (7.2) executes a guest's XSETBV without asking the
 /// hypervisor, so that a guest's CPUID never fits its XCR0 and its kernel dumps a page of complaints.
@@ -79,6 +73,8 @@ pub(crate) fn allowed_cpus() -> Vec<usize> {
 
 /// One machine to run.
 pub(crate) struct Machine<'a> {
+    /// What emulates it.
+    pub(crate) emulator: Emulator,
     /// The distribution's bzImage.
     pub(crate) kernel: &'a Path,
     /// Its initramfs.
@@ -176,7 +172,7 @@ impl Machine<'_> {
         if ended.is_err() {
             group.kill();
         }
-        let written: Vec<_> = pumps.into_iter().flat_map(thread::JoinHandle::join).collect();
+        let written = pumps.map(|pump| pump.join().unwrap_or(Ok(())));
         drop(raw);
         if let Some((signal, _)) = stopping {
             signals::put_back(signal);
@@ -185,11 +181,10 @@ impl Machine<'_> {
         self.unpack()?;
         signals::check()?;
         if let Some(code) = self.status()? {
-            let Some(lost) = written.into_iter().find_map(Result::err) else { return Ok(code) };
-            let log = self.out.join("stdout.log");
-            let message =
-                format!("cannot write what the command said: {lost}; {} has it", log.display());
-            return Err(Exit::error(if code == 0 { exit::FAILED } else { code }, message));
+            let logs = ["stdout.log", "stderr.log"].into_iter().zip(written);
+            let lost = logs.filter_map(|(log, written)| Some((log, written.err()?))).next();
+            let Some((log, lost)) = lost else { return Ok(code) };
+            return Err(child::output_lost(code, &lost, &self.out.join(log)));
         }
         if !status.success() {
             return Err(Exit::error(exit::MACHINE, format!("QEMU failed ({status}), see above")));
@@ -199,13 +194,6 @@ impl Machine<'_> {
 
     /// QEMU's command line. setpriv ends QEMU even when we are killed without a chance to.
     fn qemu(&self, nudge: &Nudge, cpu: Option<&OwnCpu>) -> Result<Command> {
-        let name = "qemu-system-x86_64";
-        let Some(qemu) = paths::program(name) else {
-            bail!(Exit {
-                code: exit::CANNOT,
-                message: format!("no {name}: run `cargo xtask setup`")
-            });
-        };
         // On one CPU: there an interrupt is rarely lost, see `nudge`.
         let mut words: Vec<std::ffi::OsString> = Vec::new();
         if let Some(setpriv) = paths::program("setpriv") {
@@ -217,11 +205,12 @@ impl Machine<'_> {
             }
             _ => progress::line("nested", "no taskset: the machine may stall now and then"),
         }
-        words.push(qemu.into_os_string());
+        words.push(self.emulator.program.clone().into_os_string());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);
         command
-            .args(["-M", "q35", "-accel", ACCEL, "-cpu", CPU, "-smp", "1"])
+            .args(["-M", "q35", "-cpu", CPU, "-smp", "1"])
+            .args(&self.emulator.options)
             .args(["-m", &self.memory_mib.to_string()])
             .arg("-kernel")
             .arg(self.kernel)

@@ -1,6 +1,7 @@
 //! `cargo xtask nested`: one command in an emulated machine that has KVM.
 
 mod base;
+mod emulator;
 mod hold;
 mod machine;
 mod nudge;
@@ -53,6 +54,8 @@ pub(crate) struct Run {
     pub(crate) waits: bool,
     /// After a signal the command gets a SIGTERM and this much time to write its results.
     pub(crate) grace: Duration,
+    /// The machine's clock counts instructions, in an emulator of our own making.
+    pub(crate) counts: bool,
 }
 
 impl Run {
@@ -69,6 +72,7 @@ impl Run {
             beside_others: false,
             waits: false,
             grace: Duration::ZERO,
+            counts: false,
         }
     }
 
@@ -85,7 +89,9 @@ impl Run {
             environment.push(("NOWAIT_STDIN".to_owned(), "1".to_owned()));
         }
         self.hold.write(&base, &self.command, &environment, &initrd)?;
+        let emulator = if self.counts { emulator::counting() } else { emulator::usual() }?;
         let machine = Machine {
+            emulator,
             kernel: &kernel.bzimage,
             initrd: &initrd,
             memory_mib: self.memory_mib,
@@ -125,6 +131,9 @@ impl Run {
             pair("NOWAIT_ACCEL", "nested"),
             pair("NOWAIT_IMAGES", "/images"),
         ];
+        if self.counts {
+            all.push(pair("NOWAIT_CLOCK", "instructions"));
+        }
         if interactive {
             let (rows, columns) = terminal::size();
             all.push(pair("LINES", &rows.to_string()));

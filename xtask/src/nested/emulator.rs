@@ -1,0 +1,182 @@
+//! The emulator of measurements: the distribution's QEMU with one mend, whose clock counts instructions.
+//!
+//! By the host's clock an emulated exit costs as much as ten thousand instructions, and whatever else the host
+//! does is in every number. With `-icount` an instruction takes a fixed time, and an idle processor none
+//! of the host's: numbers come out the same on a busy host.
+//!
+//! The distribution's own binary cannot do that for nested guests. QEMU delivers an interrupt that VMRUN
+//! injects (EVENTINJ) inside the instruction, but leaves it noted as an exception to be delivered. Whoever
+//! leaves the emulation loop before the next exit, as every timer does under `-icount`, has it delivered
+//! once more, with interrupts off: a guest then waits for its own spin lock for ever. So that one line is added,
+//! and the rest is built as the distribution has it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{fs, thread};
+
+use anyhow::{Context, Result, bail};
+
+use crate::apt_source::{self, Source};
+use crate::cache::{self, Key};
+use crate::exit::{self, Exit};
+use crate::progress::Step;
+use crate::{apt, child, paths};
+
+/// The emulator's name, in the distribution and here.
+const NAME: &str = "qemu-system-x86_64";
+/// Room for 32 MiB of translated code. When it is full, all of it is thrown away, and that is the
+/// point: every store into a page that code was once translated from is slow until that translation
+/// has been found and dropped. With the default (1 GiB) the translations of guests long gone stay, and
+/// boots of the same guest one after the other took 1.9, 3.8, 4.0, 3.9 … s; with 32 MiB 1.6, 1.6, 1.5,
+/// 1.5 … s (16: 1.7; 48: 1.7; 96: 2.5).
+const CODE_BUFFER: &str = "tb-size=32";
+/// An instruction takes 4 ns; a processor that waits does not wait for the host.
+const COUNT: &str = "shift=2,sleep=off";
+/// The package that it comes from.
+const PACKAGE: &str = "qemu-system-x86";
+/// Raised when the steps below change what comes out.
+const RECIPE: &str = "1";
+/// What it is built with.
+const NEEDS: [&str; 9] = [
+    "dpkg-dev",
+    "gcc",
+    "libfdt-dev",
+    "libglib2.0-dev",
+    "libpixman-1-dev",
+    "meson",
+    "ninja-build",
+    "pkg-config",
+    "python3-venv",
+];
+/// No accelerator but TCG, no display, no library that the nested machine does not need.
+const CONFIGURE: [&str; 8] = [
+    "--target-list=x86_64-softmmu",
+    "--without-default-features",
+    "--enable-system",
+    "--enable-tcg",
+    "--enable-fdt=system",
+    "--disable-docs",
+    "--disable-install-blobs",
+    "--disable-werror",
+];
+/// Where the injection is; later versions have it in the second place.
+const SOURCES: [&str; 2] =
+    ["target/i386/tcg/sysemu/svm_helper.c", "target/i386/tcg/system/svm_helper.c"];
+const DELIVERY: &str = "do_interrupt_x86_hardirq(env, vector, 1);\n            break;";
+const MENDED: &str = "do_interrupt_x86_hardirq(env, vector, 1);\n            cs->exception_index = -1;\n            break;";
+
+/// An emulator, and how it is to keep time.
+pub(super) struct Emulator {
+    /// The binary.
+    pub(super) program: PathBuf,
+    /// Options for time and firmware.
+    pub(super) options: Vec<String>,
+}
+
+/// The distribution's, whose clock is the host's.
+pub(super) fn usual() -> Result<Emulator> {
+    let options = ["-accel", &format!("tcg,thread=multi,{CODE_BUFFER}")].map(str::to_owned);
+    Ok(Emulator { program: installed()?, options: options.into() })
+}
+
+fn installed() -> Result<PathBuf> {
+    let missing = || Exit::error(exit::CANNOT, format!("no {NAME}: run `cargo xtask setup`"));
+    paths::program(NAME).ok_or_else(missing)
+}
+
+/// The one whose clock counts instructions, built if the cache does not have it.
+pub(super) fn counting() -> Result<Emulator> {
+    apt::require("the source of the emulator for measurements")?;
+    let distribution = installed()?;
+    let missing = apt::missing(&NEEDS)?;
+    if !missing.is_empty() {
+        apt::install(&missing, &NEEDS)?;
+    }
+    let version =
+        child::output(Command::new("dpkg-query").args(["-W", "-f", "${source:Version}", PACKAGE]))?;
+    let gcc = child::output(Command::new("gcc").arg("--version"))?;
+    let key = Key::default()
+        .with("source", &version)
+        .with("mend", MENDED)
+        .with("configure", CONFIGURE.join(" "))
+        .with("gcc", gcc.lines().next().unwrap_or_default())
+        .with("recipe", RECIPE);
+    let dir = cache::entry("emulator", key, |dir| build(dir, &version))?;
+    let accel = format!("tcg,thread=single,{CODE_BUFFER}");
+    let mut options: Vec<String> = ["-accel", &accel, "-icount", COUNT].map(str::to_owned).into();
+    // The firmware is the distribution's, and so is the place to look for it.
+    let firmware = child::output(Command::new(&distribution).args(["-L", "help"]))?;
+    options.extend(firmware.lines().flat_map(|dir| ["-L".to_owned(), dir.to_owned()]));
+    Ok(Emulator { program: dir.join(NAME), options })
+}
+
+fn build(dir: &Path, version: &str) -> Result<()> {
+    let step = Step::begin("emulator", &format!("building QEMU {version} for measurements"));
+    let log = paths::log("emulator")?;
+    let work = dir.join("work");
+    let tree = work.join("source");
+    paths::create_dir(&work)?;
+    let source = Source { binary: PACKAGE, name: "qemu", version };
+    apt_source::unpack(&step, &source, &work, &tree, &log)?;
+    mend(&tree)?;
+    // Firmware is not built, and what the distribution's source leaves out cannot be found.
+    let nothing = "roms = []\n";
+    fs::write(tree.join("pc-bios/meson.build"), nothing)
+        .context("cannot leave QEMU's firmware out")?;
+    step.note("configuring");
+    let build = work.join("build");
+    paths::create_dir(&build)?;
+    let configure = tree.join("configure");
+    child::run(&step, Command::new(configure).args(CONFIGURE).current_dir(&build), &log)?;
+    let jobs = thread::available_parallelism().map_or(1, usize::from);
+    let mut ninja = Command::new("ninja");
+    ninja.arg("-C").arg(&build).arg(format!("-j{jobs}")).arg(NAME);
+    let mut tail = child::Tail::default();
+    let status = child::lines(&mut ninja, &log, |line| {
+        step.note(line.trim());
+        tail.push(line);
+    })?;
+    if !status.success() {
+        eprintln!("{}", tail.text());
+        bail!("ninja failed ({status}); the whole output is in {}", log.display());
+    }
+    paths::copy(&build.join(NAME), &dir.join(NAME))?;
+    child::run(&step, Command::new("strip").arg(dir.join(NAME)), &log)?;
+    step.note("removing the source tree");
+    cache::clear(&work)?;
+    step.done(&format!("built QEMU {version} for measurements"));
+    Ok(())
+}
+
+/// Adds the line.
+fn mend(tree: &Path) -> Result<()> {
+    let Some(file) = SOURCES.iter().map(|name| tree.join(name)).find(|file| file.is_file()) else {
+        bail!("QEMU's source has no {}: this version is not known", SOURCES.join(" or "));
+    };
+    let text = String::from_utf8_lossy(&paths::read(&file)?).into_owned();
+    let text = mended(&text).with_context(|| {
+        format!("{} injects interrupts in another way: this version is not known", file.display())
+    })?;
+    fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// The source with the line added, if it has the one place for it.
+fn mended(text: &str) -> Option<String> {
+    (text.matches(DELIVERY).count() == 1).then(|| text.replacen(DELIVERY, MENDED, 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DELIVERY, MENDED, mended};
+
+    #[test]
+    fn the_line_is_added_where_there_is_one_place_for_it() {
+        let source = format!("case INTR:\n            {DELIVERY}\n        case NMI:\n");
+        let after = mended(&source).unwrap();
+        assert!(after.contains(MENDED));
+        assert_eq!(after.lines().count(), source.lines().count() + 1);
+        assert_eq!(mended(&after), None, "mended already");
+        assert_eq!(mended(&source.repeat(2)), None);
+        assert_eq!(mended(""), None);
+    }
+}
