@@ -69,16 +69,7 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let mut report = Report {
         schema: SCHEMA,
-        command: format!(
-            "apf-bench --runs {} --duration-ms {} --part {}",
-            args.runs,
-            args.duration_ms,
-            args.part
-                .iter()
-                .map(|part| format!("{part:?}").to_lowercase())
-                .collect::<Vec<_>>()
-                .join(",")
-        ),
+        command: command(args),
         host: host(),
         figures: Vec::new(),
         details: Vec::new(),
@@ -109,4 +100,18 @@ fn host() -> String {
         Ok(clock) => format!("{accel}, its clock counts {clock}"),
         Err(_) => accel,
     }
+}
+
+/// The command line that makes these numbers.
+fn command(args: &Args) -> String {
+    let Args { runs, duration_ms, part, latency_ms, cpus, .. } = args;
+    let parts: Vec<_> = part.iter().map(|part| format!("{part:?}").to_lowercase()).collect();
+    let parts = parts.join(",");
+    let mut line = format!("apf-bench --runs {runs} --duration-ms {duration_ms} --part {parts}");
+    if part.contains(&Part::Overcommit) {
+        let list =
+            |numbers: &[u32]| numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+        line += &format!(" --latency-ms {} --cpus {}", list(latency_ms), list(cpus));
+    }
+    line
 }
