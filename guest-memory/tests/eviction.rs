@@ -49,6 +49,23 @@ fn evicted_pages_leave_memory_and_come_back() {
 }
 
 #[test]
+fn a_page_is_mapped_from_its_first_touch_to_its_eviction() {
+    let Some(machine) = Machine::small(8, "memory") else {
+        return;
+    };
+    let mapped = |gfn| machine.pager.is_mapped(Gfn(gfn));
+    assert!(!mapped(1), "never touched");
+    machine.write(page(1), 1);
+    common::eventually("its books are done", || mapped(1));
+    assert!(!mapped(2));
+    assert_eq!(machine.pager.evict(&[Gfn(1)]).unwrap(), 1);
+    assert!(!mapped(1), "evicted");
+    assert_eq!(machine.read(page(1)), 1);
+    common::eventually("it is back", || mapped(1));
+    assert!(!mapped(8) && !mapped(u64::MAX), "no RAM");
+}
+
+#[test]
 fn what_is_not_resident_counts_as_done() {
     let Some(machine) = Machine::small(8, "memory") else {
         return;

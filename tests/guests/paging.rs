@@ -61,7 +61,7 @@ fn mapped_ahead() {
 }
 
 /// Does the kernel below have at least this version?
-pub(crate) fn linux_is_at_least(major: u32, minor: u32) -> bool {
+fn linux_is_at_least(major: u32, minor: u32) -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(['.', '-']).map_while(|word| word.trim().parse::<u32>().ok());
     (numbers.next(), numbers.next()) >= (Some(major), Some(minor))

@@ -15,40 +15,47 @@ use crate::{child, paths};
 const LIST: &str = "/etc/apt/sources.list";
 const PARTS: &str = "/etc/apt/sources.list.d";
 
-/// What is to be had.
-pub(crate) struct Source<'a> {
-    /// A binary package that comes from the same place.
-    pub(crate) binary: &'a str,
-    /// The source package.
-    pub(crate) name: &'a str,
-    /// Its version; when the archive has it no longer, the newest is taken.
-    pub(crate) version: &'a str,
-}
-
-/// Downloads it (apt checks it against the signed lists) and unpacks it as `tree`, with its patches. `work`
-/// is for what is needed meanwhile.
+/// Downloads the source package `name` (apt checks it against the signed lists) and unpacks it as `tree`, with its
+/// patches; `work` is for what is needed meanwhile. When the archives have `version` no longer it is the newest.
+/// Returns the version.
+///
+/// # Errors
+/// No archive of this system has it, or a command failed.
 pub(crate) fn unpack(
     step: &Step,
-    source: &Source<'_>,
+    (name, version): (&str, &str),
     work: &Path,
     tree: &Path,
     log: &Path,
-) -> Result<()> {
-    let Source { binary, name, version } = source;
+) -> Result<String> {
     let apt = Apt::new(work)?;
-    step.note(&format!("looking for the source of {binary}"));
-    apt.write_lists(&origin(binary)?)?;
-    child::run(step, &mut apt.get(&["update"]), log)?;
-    step.note(&format!("downloading the source of {name} {version}"));
-    let download = |what: &str| {
-        let mut command = apt.get(&["source", "--download-only", what]);
-        child::run(step, command.current_dir(work), log)
-    };
-    download(&format!("{name}={version}")).or_else(|_| download(name))?;
-    step.note(&format!("unpacking {name}"));
+    step.note("fetching the lists of source packages");
+    apt.write_lists()?;
+    // An archive that cannot be reached, or that has no source packages, need not be the one with this.
+    let updated = child::output(&mut apt.command("apt-get", &["update"]));
+    let known = child::output(&mut apt.command("apt-cache", &["showsrc", "--only-source", name]));
+    let known = known.unwrap_or_default();
+    let mut versions = known.lines().filter_map(|line| line.strip_prefix("Version: "));
+    let has_it = versions.clone().any(|each| each == version);
+    if !has_it && versions.next().is_none() {
+        let why = updated.err().map(|error| format!(": {error:#}")).unwrap_or_default();
+        return Err(Exit::error(
+            exit::CANNOT,
+            format!("no apt source of this system has the source package {name}{why}"),
+        ));
+    }
+    let what = if has_it { format!("{name}={version}") } else { name.to_owned() };
+    step.note(&format!("downloading the source of {what}"));
+    let mut command = apt.command("apt-get", &["source", "--download-only", &what]);
+    child::run(step, command.current_dir(work), log)?;
+    step.note(&format!("unpacking the source of {what}"));
+    let description = description(work)?;
     let mut unpack = Command::new("dpkg-source");
-    unpack.args(["--no-check", "-x"]).arg(description(work)?).arg(tree);
-    child::run(step, &mut unpack, log)
+    unpack.args(["--no-check", "-x"]).arg(&description).arg(tree);
+    child::run(step, &mut unpack, log)?;
+    let text = String::from_utf8_lossy(&paths::read(&description)?).into_owned();
+    let version = text.lines().find_map(|line| line.strip_prefix("Version: "));
+    version.map(str::to_owned).with_context(|| format!("{} has no version", description.display()))
 }
 
 /// apt with its state in a directory of ours.
@@ -65,8 +72,8 @@ impl Apt {
         Ok(Self { dir })
     }
 
-    fn get(&self, words: &[&str]) -> Command {
-        let mut command = Command::new("apt-get");
+    fn command(&self, program: &str, words: &[&str]) -> Command {
+        let mut command = Command::new(program);
         let dir = self.dir.display();
         command.arg("-q").env("LC_ALL", "C");
         for option in [
@@ -88,8 +95,8 @@ impl Apt {
         command
     }
 
-    /// The system's sources at `origin`, for source packages.
-    fn write_lists(&self, origin: &str) -> Result<()> {
+    /// The system's sources, for source packages.
+    fn write_lists(&self) -> Result<()> {
         let mut files = vec![PathBuf::from(LIST)];
         match fs::read_dir(PARTS) {
             Ok(entries) => {
@@ -98,78 +105,47 @@ impl Apt {
                 );
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).context("cannot list /etc/apt/sources.list.d"),
+            Err(error) => return Err(error).with_context(|| format!("cannot list {PARTS}")),
         }
-        let mut any = false;
         for (number, file) in files.iter().enumerate().filter(|(_, file)| file.is_file()) {
             let text = String::from_utf8_lossy(&paths::read(file)?).into_owned();
             let (kind, text) = match file.extension().and_then(|ext| ext.to_str()) {
-                Some("sources") => ("sources", of_stanzas(&text, origin)),
-                Some("list") => ("list", of_lines(&text, origin)),
+                Some("sources") => ("sources", of_stanzas(&text)),
+                Some("list") => ("list", of_lines(&text)),
                 _ => continue,
             };
-            any |= !text.is_empty();
             let list = self.dir.join(format!("sources/{number}.{kind}"));
             fs::write(&list, text).with_context(|| format!("cannot write {}", list.display()))?;
         }
-        if any {
-            return Ok(());
-        }
-        Err(Exit::error(
-            exit::CANNOT,
-            format!("no apt source of this system is at {origin}, where the package comes from"),
-        ))
+        Ok(())
     }
 }
 
-/// The archive that a package comes from: the address in front of its `/pool/`.
-fn origin(binary: &str) -> Result<String> {
-    let uris = child::output(
-        Command::new("apt-get")
-            .args(["-qq", "--print-uris", "download", binary])
-            .env("LC_ALL", "C"),
-    )?;
-    let uri = uris.split('\'').nth(1).and_then(|uri| uri.split_once("/pool/"));
-    match uri {
-        Some((archive, _)) => Ok(archive.to_owned()),
-        None => Err(Exit::error(
-            exit::CANNOT,
-            format!("apt-get does not say where {binary} comes from; run: apt-get update"),
-        )),
-    }
-}
-
-/// Those lines of a `.list` that are for packages at `origin`, for source packages.
-fn of_lines(text: &str, origin: &str) -> String {
-    let ours = |line: &&str| {
-        line.starts_with("deb ")
-            && line.split_whitespace().any(|word| word.trim_end_matches('/') == origin)
+/// Those lines of a `.list` that are for packages, for source packages.
+fn of_lines(text: &str) -> String {
+    let rest = |line: &str| {
+        let rest = line.trim_start().strip_prefix("deb")?;
+        rest.starts_with([' ', '\t']).then(|| format!("deb-src{rest}\n"))
     };
-    text.lines().filter(ours).map(|line| format!("deb-src{}\n", &line["deb".len()..])).collect()
+    text.lines().filter_map(rest).collect()
 }
 
-/// The same for the stanzas of a `.sources` (sources.list(5), "DEB822-STYLE FORMAT").
-fn of_stanzas(text: &str, origin: &str) -> String {
+/// The stanzas of a `.sources` (sources.list(5), "DEB822-STYLE FORMAT"), for source packages.
+fn of_stanzas(text: &str) -> String {
     let mut all = String::new();
-    let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
-    for stanza in lines.split(|line| line.trim().is_empty()) {
-        let field = |name: &str| {
-            stanza.iter().find_map(|line| {
-                let (key, value) = line.split_once(':')?;
-                key.eq_ignore_ascii_case(name).then(|| value.trim())
-            })
-        };
-        let at_origin = field("URIs").is_some_and(|uris| {
-            uris.split_whitespace().any(|uri| uri.trim_end_matches('/') == origin)
-        });
-        if !at_origin || field("Enabled").is_some_and(|value| value.eq_ignore_ascii_case("no")) {
+    let mut in_types = false;
+    for line in text.lines() {
+        let goes_on = line.starts_with([' ', '\t']);
+        if goes_on && in_types {
             continue;
         }
-        for line in stanza {
-            let is_types = line.to_ascii_lowercase().starts_with("types:");
-            all += if is_types { "Types: deb-src" } else { line };
-            all.push('\n');
-        }
+        in_types = if goes_on || line.starts_with('#') {
+            in_types
+        } else {
+            line.to_ascii_lowercase().starts_with("types:")
+        };
+        let is_types = in_types && !line.starts_with('#');
+        all += if is_types { "Types: deb-src" } else { line };
         all.push('\n');
     }
     all
@@ -190,29 +166,30 @@ fn description(dir: &Path) -> Result<PathBuf> {
 mod tests {
     use super::{of_lines, of_stanzas};
 
-    const ORIGIN: &str = "http://deb.debian.org/debian";
-
     #[test]
-    fn lines_of_the_origin_become_those_of_source_packages() {
+    fn lines_become_those_of_source_packages() {
         let text = "# deb http://deb.debian.org/debian old main\n\
             deb [signed-by=/k.gpg] http://deb.debian.org/debian/ bookworm main\n\
-            deb-src http://deb.debian.org/debian bookworm main\n\
-            deb http://deb.debian.org/debian-security bookworm-security main\n";
+            deb-src http://deb.debian.org/debian bookworm main\n \
+            deb\tmirror+file:///etc/apt/mirrors/debian.list bookworm main\n";
         assert_eq!(
-            of_lines(text, ORIGIN),
-            "deb-src [signed-by=/k.gpg] http://deb.debian.org/debian/ bookworm main\n"
+            of_lines(text),
+            "deb-src [signed-by=/k.gpg] http://deb.debian.org/debian/ bookworm main\n\
+             deb-src\tmirror+file:///etc/apt/mirrors/debian.list bookworm main\n"
         );
     }
 
     #[test]
-    fn stanzas_of_the_origin_become_those_of_source_packages() {
-        let text = "Types: deb\n# a remark\nURIs: http://deb.debian.org/debian\nSuites: bookworm\n\
-            Signed-By: /k.gpg\n\nTypes: deb\nURIs: http://other.example/debian\nSuites: x\n\n\
-            Enabled: no\nTypes: deb\nURIs: http://deb.debian.org/debian\n";
+    fn stanzas_become_those_of_source_packages() {
+        let text = "types: deb\nURIs: http://deb.debian.org/debian\n http://two.example/debian\n\
+            Suites: bookworm\nSigned-By: /k.gpg\n\nTypes:\n deb\n deb-src\n# a remark\nSuites: x\n\n\
+            Enabled: no\nTypes: deb\n";
         assert_eq!(
-            of_stanzas(text, ORIGIN),
-            "Types: deb-src\nURIs: http://deb.debian.org/debian\nSuites: bookworm\nSigned-By: /k.gpg\n\n"
+            of_stanzas(text),
+            "Types: deb-src\nURIs: http://deb.debian.org/debian\n http://two.example/debian\n\
+             Suites: bookworm\nSigned-By: /k.gpg\n\nTypes: deb-src\n# a remark\nSuites: x\n\n\
+             Enabled: no\nTypes: deb-src\n"
         );
-        assert_eq!(of_stanzas("", ORIGIN), "");
+        assert_eq!(of_stanzas(""), "");
     }
 }

@@ -186,7 +186,7 @@ pub(crate) fn foreground_logged(command: &mut Command, log: &Path) -> Result<u8>
 pub(crate) fn output_lost(code: u8, error: &std::io::Error, log: &Path) -> anyhow::Error {
     let code = if code == 0 { exit::FAILED } else { code };
     let log = log.display();
-    Exit::error(code, format!("cannot write what the command said: {error}; {log} has it"))
+    Exit::error(code, format!("cannot write what the command said: {error}; its log is {log}"))
 }
 
 /// How a copy went: the first error of writing, other than that nobody reads.

@@ -56,18 +56,23 @@ pub(crate) fn setup() -> Result<()> {
     if distribution().contains("ubuntu") {
         names.push(UBUNTU.package);
     }
-    if apt::missing(&names)?.is_empty() {
+    packages(&names)
+}
+
+/// Installs those of these packages that are missing.
+pub(crate) fn packages(names: &[&str]) -> Result<()> {
+    if apt::missing(names)?.is_empty() {
         return Ok(());
     }
     let _lock = cache::lock(&paths::cache()?.join("setup.lock"))?;
     for _ in 0..ROUNDS {
-        let missing = apt::missing(&names)?;
+        let missing = apt::missing(names)?;
         if missing.is_empty() {
             return Ok(());
         }
-        install(&missing, &names)?;
+        install(&missing, names)?;
     }
-    let still = apt::missing(&names)?;
+    let still = apt::missing(names)?;
     if still.is_empty() {
         return Ok(());
     }

@@ -338,8 +338,10 @@ impl Vcpu {
     ) -> Exit {
         let written = match msr {
             Msr::Ack => {
-                if let Some(gfn) = notifier.acknowledge(value) {
-                    self.map_ahead(gfn, faults);
+                if let Some(gfn) = notifier.acknowledge(value)
+                    && let Err(error) = self.map_ahead(gfn, faults)
+                {
+                    return self.failure(error.to_string());
                 }
                 // Behind that ioctl, which may write where the answer is.
                 raw::set_msr_error(&mut self.fd, false);
@@ -369,11 +371,13 @@ impl Vcpu {
     }
 
     /// The guest has been told that its page came, and meets it with its next steps: KVM maps it now, which
-    /// spares an exit. A bonus: what goes wrong is met again by the guest.
-    fn map_ahead(&mut self, gfn: Gfn, faults: &Faults) {
+    /// spares a fault. A bonus: what KVM cannot do is met again by the guest.
+    fn map_ahead(&mut self, gfn: Gfn, faults: &Faults) -> Result<(), SigbusError> {
         if self.maps_ahead {
-            self.maps_ahead = faults.map_ahead(gfn, || prefault::page(&self.fd, gfn)).is_ok();
+            let mapped = faults.map_ahead(gfn, || prefault::page(&self.fd, gfn))?;
+            self.maps_ahead = mapped.is_none_or(|mapped| mapped.is_ok());
         }
+        Ok(())
     }
 
     fn port_out(&mut self, bus: &Bus, port: u16, data: &SmallData, faults: &Faults) -> Exit {

@@ -1,6 +1,5 @@
 //! A vCPU thread's faults on markers: brought to the pager, and waited for where they need time.
 
-use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
@@ -90,17 +89,19 @@ impl Faults {
     }
 
     /// Calls `ioctl`, which is to have KVM map this page ahead of the guest, if that needs no waiting by all
-    /// we know: the guest waits better in KVM_RUN, with its interrupts.
-    pub(crate) fn map_ahead(
+    /// we know: the guest waits better in KVM_RUN, with its interrupts. `None` if it was not called.
+    ///
+    /// # Errors
+    /// [`SigbusError`].
+    pub(crate) fn map_ahead<T>(
         &self,
         gfn: Gfn,
-        ioctl: impl FnOnce() -> io::Result<()>,
-    ) -> io::Result<()> {
+        ioctl: impl FnOnce() -> T,
+    ) -> Result<Option<T>, SigbusError> {
         let Some(notifier) = self.notifier.as_ref().filter(|_| self.pager.is_mapped(gfn)) else {
-            return Ok(());
+            return Ok(None);
         };
-        let call = || self.thread.in_other_ioctl(ioctl);
-        notifier.time_ahead(call).map_err(io::Error::other)?
+        notifier.time_ahead(|| self.thread.in_other_ioctl(ioctl)).map(Some)
     }
 
     /// KVM_RUN was interrupted.

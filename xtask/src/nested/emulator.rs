@@ -1,6 +1,6 @@
 //! The emulator of measurements: the distribution's QEMU with one mend, whose clock counts instructions.
 //!
-//! By the host's clock an emulated exit costs as much as ten thousand instructions, and whatever else the host
+//! By the host's clock an emulated exit costs as much as thousands of instructions, and whatever else the host
 //! does is in every number. With `-icount` an instruction takes a fixed time, and an idle processor none
 //! of the host's: numbers come out the same on a busy host.
 //!
@@ -16,11 +16,10 @@ use std::{fs, thread};
 
 use anyhow::{Context, Result, bail};
 
-use crate::apt_source::{self, Source};
 use crate::cache::{self, Key};
 use crate::exit::{self, Exit};
 use crate::progress::Step;
-use crate::{apt, child, paths};
+use crate::{apt, apt_source, child, paths, setup};
 
 /// The emulator's name, in the distribution and here.
 const NAME: &str = "qemu-system-x86_64";
@@ -49,7 +48,9 @@ const NEEDS: [&str; 9] = [
     "python3-venv",
 ];
 /// No accelerator but TCG, no display, no library that the nested machine does not need.
-const CONFIGURE: [&str; 8] = [
+const CONFIGURE: [&str; 10] = [
+    "--cc=gcc",
+    "--python=/usr/bin/python3",
     "--target-list=x86_64-softmmu",
     "--without-default-features",
     "--enable-system",
@@ -88,10 +89,7 @@ fn installed() -> Result<PathBuf> {
 pub(super) fn counting() -> Result<Emulator> {
     apt::require("the source of the emulator for measurements")?;
     let distribution = installed()?;
-    let missing = apt::missing(&NEEDS)?;
-    if !missing.is_empty() {
-        apt::install(&missing, &NEEDS)?;
-    }
+    setup::packages(&NEEDS)?;
     let version =
         child::output(Command::new("dpkg-query").args(["-W", "-f", "${source:Version}", PACKAGE]))?;
     let gcc = child::output(Command::new("gcc").arg("--version"))?;
@@ -101,13 +99,21 @@ pub(super) fn counting() -> Result<Emulator> {
         .with("configure", CONFIGURE.join(" "))
         .with("gcc", gcc.lines().next().unwrap_or_default())
         .with("recipe", RECIPE);
-    let dir = cache::entry("emulator", key, |dir| build(dir, &version))?;
+    let dir = cache::entry("emulator", key, |dir| build(dir, &version)).context(
+        "cannot make the emulator whose clock counts instructions (`bench apf --wall-clock`, and `nested` \
+         without --counted, do without it)",
+    )?;
+    let program = dir.join(NAME);
+    if !program.is_file() {
+        let message = format!("{} is gone: remove {}", program.display(), dir.display());
+        return Err(Exit::error(exit::CANNOT, message));
+    }
     let accel = format!("tcg,thread=single,{CODE_BUFFER}");
     let mut options: Vec<String> = ["-accel", &accel, "-icount", COUNT].map(str::to_owned).into();
     // The firmware is the distribution's, and so is the place to look for it.
     let firmware = child::output(Command::new(&distribution).args(["-L", "help"]))?;
     options.extend(firmware.lines().flat_map(|dir| ["-L".to_owned(), dir.to_owned()]));
-    Ok(Emulator { program: dir.join(NAME), options })
+    Ok(Emulator { program, options })
 }
 
 fn build(dir: &Path, version: &str) -> Result<()> {
@@ -116,8 +122,7 @@ fn build(dir: &Path, version: &str) -> Result<()> {
     let work = dir.join("work");
     let tree = work.join("source");
     paths::create_dir(&work)?;
-    let source = Source { binary: PACKAGE, name: "qemu", version };
-    apt_source::unpack(&step, &source, &work, &tree, &log)?;
+    let version = apt_source::unpack(&step, ("qemu", version), &work, &tree, &log)?;
     mend(&tree)?;
     // Firmware is not built, and what the distribution's source leaves out cannot be found.
     let nothing = "roms = []\n";
@@ -127,7 +132,12 @@ fn build(dir: &Path, version: &str) -> Result<()> {
     let build = work.join("build");
     paths::create_dir(&build)?;
     let configure = tree.join("configure");
-    child::run(&step, Command::new(configure).args(CONFIGURE).current_dir(&build), &log)?;
+    let mut configure = Command::new(configure);
+    // What this user builds other things with is no part of it.
+    for variable in ["CC", "CFLAGS", "LDFLAGS", "PKG_CONFIG", "PKG_CONFIG_PATH", "PYTHON"] {
+        configure.env_remove(variable);
+    }
+    child::run(&step, configure.args(CONFIGURE).current_dir(&build), &log)?;
     let jobs = thread::available_parallelism().map_or(1, usize::from);
     let mut ninja = Command::new("ninja");
     ninja.arg("-C").arg(&build).arg(format!("-j{jobs}")).arg(NAME);
@@ -151,11 +161,12 @@ fn build(dir: &Path, version: &str) -> Result<()> {
 /// Adds the line.
 fn mend(tree: &Path) -> Result<()> {
     let Some(file) = SOURCES.iter().map(|name| tree.join(name)).find(|file| file.is_file()) else {
-        bail!("QEMU's source has no {}: this version is not known", SOURCES.join(" or "));
+        bail!("this QEMU has no {}", SOURCES.join(" or "));
     };
     let text = String::from_utf8_lossy(&paths::read(&file)?).into_owned();
     let text = mended(&text).with_context(|| {
-        format!("{} injects interrupts in another way: this version is not known", file.display())
+        let file = file.strip_prefix(tree).unwrap_or(&file);
+        format!("{} of this QEMU injects interrupts in another way", file.display())
     })?;
     fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
 }
@@ -167,13 +178,37 @@ fn mended(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{DELIVERY, MENDED, mended};
+    use super::mended;
+
+    /// Of QEMU 7.2, helper_vmrun().
+    const SVM_HELPER: &str = r#"
+        switch (event_inj & SVM_EVTINJ_TYPE_MASK) {
+        case SVM_EVTINJ_TYPE_INTR:
+            cs->exception_index = vector;
+            env->error_code = event_inj_err;
+            env->exception_is_int = 0;
+            env->exception_next_eip = -1;
+            qemu_log_mask(CPU_LOG_TB_IN_ASM, "INTR");
+            /* XXX: is it always correct? */
+            do_interrupt_x86_hardirq(env, vector, 1);
+            break;
+        case SVM_EVTINJ_TYPE_NMI:
+            cs->exception_index = EXCP02_NMI;
+            env->error_code = event_inj_err;
+            env->exception_is_int = 0;
+            env->exception_next_eip = env->eip;
+            qemu_log_mask(CPU_LOG_TB_IN_ASM, "NMI");
+            cpu_loop_exit(cs);
+            break;
+"#;
 
     #[test]
     fn the_line_is_added_where_there_is_one_place_for_it() {
-        let source = format!("case INTR:\n            {DELIVERY}\n        case NMI:\n");
-        let after = mended(&source).unwrap();
-        assert!(after.contains(MENDED));
+        let source = SVM_HELPER;
+        let after = mended(source).unwrap();
+        assert!(after.contains(
+            "(env, vector, 1);\n            cs->exception_index = -1;\n            break;"
+        ));
         assert_eq!(after.lines().count(), source.lines().count() + 1);
         assert_eq!(mended(&after), None, "mended already");
         assert_eq!(mended(&source.repeat(2)), None);

@@ -78,6 +78,7 @@ impl Run {
 
     /// Runs it; the command's exit status. What it wrote into /results is in `<out>/results`.
     pub(crate) fn go(&self) -> Result<u8> {
+        let emulator = if self.counts { emulator::counting() } else { emulator::usual() }?;
         let _lock = prepare(&self.out, self.waits)?;
         let kernel = images::distribution_kernel()?;
         let base = base::base(&kernel)?;
@@ -89,7 +90,6 @@ impl Run {
             environment.push(("NOWAIT_STDIN".to_owned(), "1".to_owned()));
         }
         self.hold.write(&base, &self.command, &environment, &initrd)?;
-        let emulator = if self.counts { emulator::counting() } else { emulator::usual() }?;
         let machine = Machine {
             emulator,
             kernel: &kernel.bzimage,
