@@ -48,9 +48,8 @@ const NEEDS: [&str; 9] = [
     "python3-venv",
 ];
 /// No accelerator but TCG, no display, no library that the nested machine does not need.
-const CONFIGURE: [&str; 10] = [
+const CONFIGURE: [&str; 9] = [
     "--cc=gcc",
-    "--python=/usr/bin/python3",
     "--target-list=x86_64-softmmu",
     "--without-default-features",
     "--enable-system",
@@ -60,6 +59,8 @@ const CONFIGURE: [&str; 10] = [
     "--disable-install-blobs",
     "--disable-werror",
 ];
+/// Where the distribution has its programs: another Python would not find its meson.
+const SYSTEM: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// Where the injection is; later versions have it in the second place.
 const SOURCES: [&str; 2] =
     ["target/i386/tcg/sysemu/svm_helper.c", "target/i386/tcg/system/svm_helper.c"];
@@ -137,10 +138,11 @@ fn build(dir: &Path, version: &str) -> Result<()> {
     for variable in ["CC", "CFLAGS", "LDFLAGS", "PKG_CONFIG", "PKG_CONFIG_PATH", "PYTHON"] {
         configure.env_remove(variable);
     }
+    configure.env("PATH", SYSTEM);
     child::run(&step, configure.args(CONFIGURE).current_dir(&build), &log)?;
     let jobs = thread::available_parallelism().map_or(1, usize::from);
     let mut ninja = Command::new("ninja");
-    ninja.arg("-C").arg(&build).arg(format!("-j{jobs}")).arg(NAME);
+    ninja.env("PATH", SYSTEM).arg("-C").arg(&build).arg(format!("-j{jobs}")).arg(NAME);
     let mut tail = child::Tail::default();
     let status = child::lines(&mut ninja, &log, |line| {
         step.note(line.trim());
