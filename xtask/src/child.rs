@@ -163,6 +163,28 @@ pub(crate) fn run(step: &Step, command: &mut Command, log: &Path) -> Result<()> 
     bail!("{name} failed ({status}); the whole output is in {}", log.display());
 }
 
+/// As [`run`], for a command that takes minutes: each line, with its number, becomes a note of the step.
+pub(crate) fn run_noting(
+    step: &Step,
+    command: &mut Command,
+    log: &Path,
+    note: impl Fn(u32, &str) -> String,
+) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let mut tail = Tail::default();
+    let mut number = 0;
+    let status = lines(command, log, |line| {
+        number += 1;
+        step.note(&note(number, line.trim()));
+        tail.push(line);
+    })?;
+    if status.success() {
+        return Ok(());
+    }
+    eprintln!("{}", tail.text());
+    bail!("{name} failed ({status}); the whole output is in {}", log.display());
+}
+
 /// Runs a command to its end with our own output as its output; its exit code.
 pub(crate) fn foreground(command: &mut Command) -> Result<u8> {
     let mut group = Group::spawn(command.stdin(Stdio::null()))?;

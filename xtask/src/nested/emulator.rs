@@ -126,14 +126,12 @@ fn build(dir: &Path, version: &str) -> Result<()> {
     let version = apt_source::unpack(&step, ("qemu", version), &work, &tree, &log)?;
     mend(&tree)?;
     // Firmware is not built, and what the distribution's source leaves out cannot be found.
-    let nothing = "roms = []\n";
-    fs::write(tree.join("pc-bios/meson.build"), nothing)
+    fs::write(tree.join("pc-bios/meson.build"), "roms = []\n")
         .context("cannot leave QEMU's firmware out")?;
     step.note("configuring");
     let build = work.join("build");
     paths::create_dir(&build)?;
-    let configure = tree.join("configure");
-    let mut configure = Command::new(configure);
+    let mut configure = Command::new(tree.join("configure"));
     // What this user builds other things with is no part of it.
     for variable in ["CC", "CFLAGS", "LDFLAGS", "PKG_CONFIG", "PKG_CONFIG_PATH", "PYTHON"] {
         configure.env_remove(variable);
@@ -143,15 +141,7 @@ fn build(dir: &Path, version: &str) -> Result<()> {
     let jobs = thread::available_parallelism().map_or(1, usize::from);
     let mut ninja = Command::new("ninja");
     ninja.env("PATH", SYSTEM).arg("-C").arg(&build).arg(format!("-j{jobs}")).arg(NAME);
-    let mut tail = child::Tail::default();
-    let status = child::lines(&mut ninja, &log, |line| {
-        step.note(line.trim());
-        tail.push(line);
-    })?;
-    if !status.success() {
-        eprintln!("{}", tail.text());
-        bail!("ninja failed ({status}); the whole output is in {}", log.display());
-    }
+    child::run_noting(&step, &mut ninja, &log, |_, line| line.to_owned())?;
     paths::copy(&build.join(NAME), &dir.join(NAME))?;
     child::run(&step, Command::new("strip").arg(dir.join(NAME)), &log)?;
     step.note("removing the source tree");

@@ -182,8 +182,8 @@ impl Machine<'_> {
         signals::check()?;
         if let Some(code) = self.status()? {
             let logs = ["stdout.log", "stderr.log"].into_iter().zip(written);
-            let lost = logs.filter_map(|(log, written)| Some((log, written.err()?))).next();
-            let Some((log, lost)) = lost else { return Ok(code) };
+            let mut lost = logs.filter_map(|(log, written)| Some((log, written.err()?)));
+            let Some((log, lost)) = lost.next() else { return Ok(code) };
             return Err(child::output_lost(code, &lost, &self.out.join(log)));
         }
         if !status.success() {
