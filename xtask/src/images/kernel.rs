@@ -71,17 +71,9 @@ fn build(dir: &Path, source: &Package, fragment: &Path) -> Result<()> {
     extract(&step, &unpacked, &tree, &log)?;
     configure(&step, &tree, fragment, &log)?;
     let jobs = thread::available_parallelism().map_or(1, usize::from);
-    let mut lines = 0_u32;
-    let mut tail = child::Tail::default();
-    let status = child::lines(make(&tree).arg(format!("-j{jobs}")).arg("vmlinux"), &log, |line| {
-        lines += 1;
-        step.note(&format!("{lines:4} {}", line.trim()));
-        tail.push(line);
-    })?;
-    if !status.success() {
-        eprintln!("{}", tail.text());
-        bail!("make vmlinux failed ({status}); the whole output is in {}", log.display());
-    }
+    let mut vmlinux = make(&tree);
+    vmlinux.arg(format!("-j{jobs}")).arg("vmlinux");
+    child::run_noting(&step, &mut vmlinux, &log, |number, line| format!("{number:4} {line}"))?;
     let vmlinux = dir.join("vmlinux");
     paths::copy(&tree.join("vmlinux"), &vmlinux)?;
     child::run(&step, Command::new("strip").arg("--strip-debug").arg(&vmlinux), &log)?;
