@@ -157,7 +157,9 @@ pub(crate) fn check_reports(reports: &[Report], runs: usize) {
         match report {
             Report::Result(result) => {
                 assert_eq!(result.data_errors, 0, "{result:?}");
-                assert!(result.pages_touched > 0, "{result:?}");
+                // A thread that is lost touches none.
+                let threads = u64::from(result.workload.threads);
+                assert!(result.pages_touched >= threads, "{result:?}");
                 results += 1;
             }
             Report::Exec { output, .. } => messages = output,

@@ -346,7 +346,7 @@ pub struct RunResult {
     pub workload: Workload,
     /// From the first touch to the end of the last thread, in microseconds of the guest's clock.
     pub elapsed_us: u64,
-    /// Touches of a page whose bytes were checked.
+    /// Touches of a page whose bytes were checked; with [`Pressure::Limit`] at least one of each thread.
     pub pages_touched: u64,
     /// Of these, touches that found other bytes than had to be there.
     pub data_errors: u64,

@@ -415,6 +415,24 @@ mod tests {
         }
     }
 
+    /// The threads come one after another, the last of them when the time is over.
+    #[test]
+    fn a_thread_that_comes_too_late_touches_a_page_nevertheless() {
+        let threads = 4;
+        let workload = Workload {
+            threads,
+            pressure: Pressure::Limit { access: Access::Random, seed: 1 },
+            ..workload(Kind::User)
+        };
+        let faulting = Faulting::new(&workload, None).unwrap();
+        let (gate, end_ns) = (Gate::default(), AtomicU64::new(RUNNING));
+        gate.open(Some(sys::now_ns()));
+        for thread in 0..threads {
+            faulting.run(thread, 1, &gate, &end_ns).unwrap();
+        }
+        assert_eq!((faulting.pages_touched(), faulting.data_errors()), (threads.into(), 0));
+    }
+
     #[test]
     fn computing_threads_work_beside_the_others_until_the_end() {
         let mut runner = Runner::default();
