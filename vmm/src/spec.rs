@@ -46,23 +46,23 @@ pub struct RunArgs {
     )]
     pub cmdline: String,
     /// Number of processors, 1 to 32
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_CPUS))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=MAX_CPUS), allow_negative_numbers = true)]
     pub cpus: u32,
     /// Guest RAM: a size such as 128M or 4G; more than the host has is fine
-    #[arg(long, value_name = "SIZE", default_value = "128M")]
+    #[arg(long, value_name = "SIZE", default_value = "128M", allow_hyphen_values = true)]
     pub memory: String,
     /// Who handles async page faults [default: user, or kernel where the host cannot do that]
     #[arg(long, value_enum)]
     pub apf: Option<Apf>,
     /// With --apf user, a page that is expected sooner is waited for, without telling the guest: a time
-    /// such as 50us, or "auto" for what telling it costs on this host [default: auto]
-    #[arg(long, value_name = "TIME")]
+    /// such as 50us, up to an hour, or "auto" for what telling it costs on this host [default: auto]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub apf_threshold: Option<Threshold>,
     /// How faults come to the pager: "marker" goes with --apf user and off, "uffd" with the others
     #[arg(long, value_enum, value_name = "SOURCE")]
     pub fault_source: Option<FaultSource>,
     /// How much of guest RAM may be in memory, compressed pages included: a size of at least 4M
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub resident_limit: Option<String>,
     /// Where pages go that the guest agent has evicted: "store", or "idle" for out of its mapping only,
     /// to measure faults on pages that are at hand
@@ -76,7 +76,7 @@ pub struct RunArgs {
         long_help = format!("Where evicted pages go. {}", StoreSpec::SYNTAX))]
     pub store: StoreSpec,
     /// Never-touched RAM that one fault brings in, a power of two of at least 4K; less near the limit
-    #[arg(long, value_name = "SIZE", default_value = "1M")]
+    #[arg(long, value_name = "SIZE", default_value = "1M", allow_hyphen_values = true)]
     pub fault_around: String,
     /// Have all RAM present at start (for comparison)
     #[arg(long)]
@@ -123,7 +123,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", verbatim_doc_comment)]
     pub control: Option<PathBuf>,
     /// End the run after this many seconds (exit code 14)
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..), allow_negative_numbers = true)]
     pub timeout: Option<u64>,
 }
 

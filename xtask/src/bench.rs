@@ -4,7 +4,7 @@
 //! prints the table and writes `{"schema":"nowait.bench/1","figures":[…]}` (tests/src/figures.rs).
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -162,6 +162,19 @@ impl Bench {
 }
 
 impl Options {
+    /// Has the measuring program look at its operands before a machine is started for it: it meets them
+    /// before a last `--help`. The exit code, if that is all.
+    fn check(&self, program: &Path) -> Result<Option<u8>> {
+        let asks = |word: &String| ["--help", "-h", "--version"].contains(&word.as_str());
+        let mut command = Command::new(program);
+        command.args(&self.rest);
+        if self.rest.iter().any(asks) {
+            return child::foreground(&mut command).map(Some);
+        }
+        let code = child::foreground(command.arg("--help").stdout(Stdio::null()))?;
+        Ok((code != 0).then_some(code))
+    }
+
     /// Runs it; a trace that is wanted is an option of the measuring program, too.
     fn run(&self, bench: &str, trace: Option<&Path>) -> Result<u8> {
         if let Some(file) = &self.json {
@@ -169,6 +182,9 @@ impl Options {
         }
         setup::setup()?;
         let program = binaries::tests_binary(&format!("{bench}-bench"))?;
+        if let Some(code) = self.check(&program)? {
+            return Ok(code);
+        }
         let nowait = binaries::nowait()?;
         let images = images::images()?;
         let (code, report) = match accel::choose(self.force, &nowait)? {

@@ -140,7 +140,7 @@ fn nanos(duration: Duration) -> u64 {
 
 /// Why a text is no threshold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("give \"auto\", or a whole number with us, ms or s, such as 50us")]
+#[error("give \"auto\", or a whole number with us, ms or s, such as 50us, up to 3600s")]
 pub struct BadThreshold;
 
 impl FromStr for Threshold {

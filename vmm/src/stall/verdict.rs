@@ -99,8 +99,11 @@ fn sentence(ratios: &[Ratios], baseline: Apf) -> String {
     let own = Ratios { apf: baseline, rows: 0, work: 1.0, p50: 1.0, p99: 1.0 };
     let all: Vec<Ratios> = ratios.iter().copied().chain([own]).collect();
     let work = best(&all, |ratios| 1.0 / ratios.work);
-    let late = best(&all, |ratios| ratios.p50);
-    format!("{work}; heartbeat late least: {late}")
+    let [median, tail] = [best(&all, |ratios| ratios.p50), best(&all, |ratios| ratios.p99)];
+    if median == tail {
+        return format!("{work}; heartbeat late least: {median}");
+    }
+    format!("{work}; heartbeat late least: {median} at p50, {tail} at p99")
 }
 
 /// Those whose value is smallest, or larger by little.
@@ -188,5 +191,16 @@ mod tests {
         assert!(lines(&document)[2].contains("most work: `host`; heartbeat late least: `host`"));
         document.runs.truncate(4);
         assert!(lines(&document).is_empty());
+    }
+
+    #[test]
+    fn who_is_late_least_is_said_of_the_median_and_of_the_tail() {
+        let mut document =
+            document(&[(Apf::Off, 1.0, 100), (Apf::Host, 1.0, 10), (Apf::User, 1.0, 20)]);
+        for run in document.runs.iter_mut().filter(|run| run.apf == Apf::Host) {
+            run.overrun_us.p99 = 900;
+        }
+        let last = lines(&document).pop().unwrap();
+        assert!(last.ends_with("heartbeat late least: `host` at p50, `user` at p99"), "{last}");
     }
 }

@@ -43,7 +43,12 @@ pub(crate) fn boot_of(
         guest = guest.request(Request::Run(workload.clone()));
     }
     let end = guest.try_run().map_err(|stuck| Lost { mode: mode.into(), stuck })?;
-    end.expect_code(0);
+    ensure!(
+        end.code() == 0,
+        "--apf {mode} {args:?}: exit code {}: {}",
+        end.code(),
+        end.stderr.trim()
+    );
     let results = end.results();
     ensure!(results.len() == workloads.len(), "{} of {} runs", results.len(), workloads.len());
     let rows = results.into_iter().map(Row::of).collect::<Result<_>>();
