@@ -49,8 +49,6 @@ enum State {
 struct Entry {
     page: Page,
     state: State,
-    /// The vCPU halts or its thread waits for it.
-    awaited: bool,
 }
 
 /// How a vCPU sleeps.
@@ -88,8 +86,9 @@ pub struct Machine {
     queue: VecDeque<Token>,
     wake_all: bool,
     sent: Option<Sent>,
-    /// What the vCPU was told to do, if it has not been seen since.
-    asleep: Option<Asleep>,
+    /// What the vCPU was told to do and for which page, if it has not been seen since. It is at one
+    /// instruction, which needs this page next: no other one is worth an exit.
+    asleep: Option<(Asleep, Page)>,
     stats: ProtocolStats,
 }
 
@@ -190,11 +189,10 @@ impl Machine {
 
     /// The vCPU meets a page that is not there.
     pub fn begin(&mut self, page: Page) -> Begun {
-        if let Some(entry) = self.outstanding(page) {
-            entry.awaited = true;
+        if self.outstanding(page).is_some() {
             return Begun::Outstanding;
         }
-        let entry = Entry { page, state: State::Pending, awaited: false };
+        let entry = Entry { page, state: State::Pending };
         match self.entries.insert(entry) {
             Some(token) => {
                 self.stats.outstanding_max = self.stats.outstanding_max.max(self.entries.len());
@@ -204,8 +202,8 @@ impl Machine {
         }
     }
 
-    fn outstanding(&mut self, page: Page) -> Option<&mut Entry> {
-        self.entries.iter_mut().find(|entry| entry.page == page && entry.state != State::Ready)
+    fn outstanding(&self, page: Page) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.page == page && entry.state != State::Ready)
     }
 
     /// The page was at hand after all: nobody will complete this token.
@@ -226,13 +224,12 @@ impl Machine {
         debug_assert!(matches!(entry.state, State::Pending | State::Silent));
         let Some(refusal) = refusal else {
             entry.state = State::Notified;
-            entry.awaited = false;
             self.stats.decided(|stats| &mut stats.notified, mode);
             return Decision::Notify { cr2: token.raw().into() };
         };
         entry.state = State::Silent;
-        entry.awaited = true;
-        self.sleep(guest, refusal)
+        let page = entry.page;
+        self.sleep(page, guest, refusal)
     }
 
     /// As [`Machine::decide`] for a page that [`Begun`] had no new token for. It may have come since.
@@ -245,7 +242,7 @@ impl Machine {
                 Decision::Wait
             }
             _ if self.outstanding(page).is_none() => Decision::Arrived,
-            _ => self.sleep(guest, Refusal::Repeated),
+            _ => self.sleep(page, guest, Refusal::Repeated),
         }
     }
 
@@ -253,19 +250,19 @@ impl Machine {
     /// [`Decision::Arrived`] when it has come already, else [`Decision::Wait`].
     pub fn wait_first(&mut self, token: Token) -> Decision {
         let Some(entry) = self.entries.get_mut(token) else { return Decision::Arrived };
-        (entry.state, entry.awaited) = (State::Silent, true);
-        self.asleep = Some(Asleep::Waiting);
+        entry.state = State::Silent;
+        self.asleep = Some((Asleep::Waiting, entry.page));
         Decision::Wait
     }
 
-    fn sleep(&mut self, guest: GuestState, refusal: Refusal) -> Decision {
+    fn sleep(&mut self, page: Page, guest: GuestState, refusal: Refusal) -> Decision {
         self.count_refusal(guest, refusal);
         if guest.interruptible() {
-            self.asleep = Some(Asleep::Halted);
+            self.asleep = Some((Asleep::Halted, page));
             self.stats.decided(|stats| &mut stats.halted, guest.mode());
             Decision::Halt
         } else {
-            self.asleep = Some(Asleep::Waiting);
+            self.asleep = Some((Asleep::Waiting, page));
             self.stats.decided(|stats| &mut stats.waited, guest.mode());
             Decision::Wait
         }
@@ -302,7 +299,7 @@ impl Machine {
     /// A page has come, or is lost: whoever waits looks again. No effect when nobody does any more.
     pub fn complete(&mut self, token: Token) -> Completed {
         let Some(entry) = self.entries.get_mut(token) else { return Completed::Nothing };
-        let awaited = entry.awaited;
+        let page = entry.page;
         match entry.state {
             State::Notified => {
                 entry.state = State::Ready;
@@ -314,10 +311,10 @@ impl Machine {
             }
             State::Ready => return Completed::Nothing,
         }
-        match self.asleep.take_if(|_| awaited) {
+        match self.asleep.take_if(|(_, awaited)| *awaited == page) {
             None => Completed::Nothing,
-            Some(Asleep::Halted) => Completed::EndHalt,
-            Some(Asleep::Waiting) => Completed::EndWait,
+            Some((Asleep::Halted, _)) => Completed::EndHalt,
+            Some((Asleep::Waiting, _)) => Completed::EndWait,
         }
     }
 

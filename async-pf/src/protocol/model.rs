@@ -174,6 +174,8 @@ struct Model {
     unacknowledged: Option<u32>,
     on: bool,
     int: bool,
+    /// What the vCPU does outside of the guest, and the page that its instruction needs.
+    asleep: Option<(u64, Completed)>,
     /// Every page-not-present there was, and what became of it.
     told: u64,
     sent: u64,
@@ -230,8 +232,10 @@ impl Run {
                     return;
                 }
                 let n = n % self.model.outstanding.len();
-                let (token, _, told) = self.model.outstanding.remove(n);
-                let _ = self.bed.apf.complete(token);
+                let (token, page, told) = self.model.outstanding.remove(n);
+                let asleep = self.model.asleep.take_if(|(awaited, _)| *awaited == page);
+                let expected = asleep.map_or(Completed::Nothing, |(_, end)| end);
+                assert_eq!(self.bed.apf.complete(token), expected);
                 // Late, and once more.
                 assert_eq!(self.bed.apf.complete(token), Completed::Nothing);
                 if told {
@@ -248,7 +252,7 @@ impl Run {
             }
             Event::Ack(value) => self.ack(value),
             Event::Apic(on) => self.bed.apic.0.lock().unwrap().0 = on,
-            Event::Exit => self.bed.apf.awake(),
+            Event::Exit => self.awake(),
             Event::Init => {
                 self.bed.apf.reset();
                 self.model.forget();
@@ -260,6 +264,7 @@ impl Run {
                 self.model.forget();
                 // The pager of before is gone, and its completions with it.
                 self.model.outstanding.clear();
+                self.model.asleep = None;
                 // Counters begin anew.
                 (self.model.told, self.model.sent, self.model.cancelled) = (0, 0, 0);
                 if self.model.on {
@@ -279,6 +284,20 @@ impl Run {
         self.bed.apf.write_ack(value);
     }
 
+    /// The vCPU's thread is back from the guest.
+    fn awake(&mut self) {
+        self.bed.apf.awake();
+        self.model.asleep = None;
+    }
+
+    fn asleep(&mut self, page: u64, decision: Decision) {
+        self.model.asleep = match decision {
+            Decision::Halt => Some((page, Completed::EndHalt)),
+            Decision::Wait => Some((page, Completed::EndWait)),
+            other => panic!("{other:?}"),
+        };
+    }
+
     fn fault(&mut self, page: u64, guest: GuestState, wait: bool) {
         let flags_before = self.bed.area.0.lock().unwrap().flags;
         let known = self.model.outstanding.iter().any(|(_, other, _)| *other == page);
@@ -286,13 +305,17 @@ impl Run {
         let Begun::New(token) = begun else {
             assert!(known || self.bed.apf.outstanding() == MAX_OUTSTANDING);
             let decision = self.bed.apf.decide_again(begun, Page(page), guest);
-            assert!(matches!(decision, Decision::Halt | Decision::Wait));
+            match begun {
+                // Without a name it is waited for elsewhere.
+                Begun::TooMany => assert_eq!(decision, Decision::Wait),
+                _ => self.asleep(page, decision),
+            }
             return;
         };
         assert!(!known);
         if wait {
             assert_eq!(self.bed.apf.wait_first(token), Decision::Wait);
-            self.bed.apf.awake();
+            self.awake();
         }
         let may = self.model.on
             && self.model.int
@@ -305,6 +328,7 @@ impl Run {
         if !may {
             assert_eq!(decision == Decision::Halt, guest.interruptible());
             assert_eq!(self.bed.area.0.lock().unwrap().flags, flags_before);
+            self.asleep(page, decision);
         }
         self.model.told += u64::from(may);
         self.model.outstanding.push((token, page, may));

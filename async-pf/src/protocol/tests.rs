@@ -118,6 +118,24 @@ fn a_repeated_fault_asks_nobody_and_is_woken_once() {
     assert!(matches!(bed.apf.begin(Page(1)), Begun::New(_)));
 }
 
+/// The vCPU is at one instruction, which no other page helps on.
+#[test]
+fn a_halt_ends_with_its_own_page_only() {
+    let bed = Bed::ready();
+    let (a, b, c) = (bed.new_token(1), bed.new_token(2), bed.new_token(3));
+    for token in [a, b, c] {
+        assert_eq!(bed.apf.decide(token, KERNEL), Decision::Halt);
+        bed.apf.awake();
+    }
+    // An interrupt had the guest run another task, which meets the second page.
+    let begun = bed.apf.begin(Page(2));
+    assert_eq!(bed.apf.decide_again(begun, Page(2), KERNEL), Decision::Halt);
+    assert_eq!(bed.apf.complete(a), Completed::Nothing);
+    assert_eq!(bed.apf.complete(b), Completed::EndHalt);
+    // It runs, and has not been seen asleep since.
+    assert_eq!(bed.apf.complete(c), Completed::Nothing);
+}
+
 #[test]
 fn a_task_that_meets_anothers_page_is_woken_with_it() {
     let bed = Bed::ready();

@@ -132,6 +132,10 @@ impl<T> Slab<T> {
         self.places.len() - self.free.len()
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.places.iter().filter_map(|place| place.thing.as_ref())
+    }
+
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.places.iter_mut().filter_map(|place| place.thing.as_mut())
     }

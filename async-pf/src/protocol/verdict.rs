@@ -118,9 +118,9 @@ pub enum Begun {
 pub enum Completed {
     /// Nothing, or page-ready is sent.
     Nothing,
-    /// The vCPU halts artificially, maybe for this page: have it leave KVM_RUN.
+    /// The vCPU was halted artificially for this page, and not seen since: have it leave KVM_RUN.
     EndHalt,
-    /// The vCPU's thread waits, maybe for this page: wake it.
+    /// The vCPU's thread waits for this page: wake it.
     EndWait,
 }
 
