@@ -22,7 +22,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// A guest with a control socket.
 #[derive(Debug)]
 pub struct Running {
-    child: Child,
+    /// Until it is waited for.
+    child: Option<Child>,
     socket: PathBuf,
     report: PathBuf,
     _files: TempDir,
@@ -60,7 +61,7 @@ impl Running {
             .stderr(Stdio::piped())
             .spawn()
             .expect("it starts");
-        let run = Self { child, socket, report, _files: files };
+        let run = Self { child: Some(child), socket, report, _files: files };
         let started = Instant::now();
         while UnixStream::connect(&run.socket).is_err() {
             assert!(started.elapsed() < LIMIT, "no control socket");
@@ -114,10 +115,11 @@ impl Running {
     }
 
     /// Ends it with a signal; what it wrote to standard error.
-    pub fn end(self) -> String {
-        let pid = Pid::from_raw(self.child.id().cast_signed()).expect("a pid");
+    pub fn end(mut self) -> String {
+        let child = self.child.take().expect("nobody has waited for it");
+        let pid = Pid::from_raw(child.id().cast_signed()).expect("a pid");
         kill_process(pid, Signal::TERM).expect("the child runs");
-        let end = process::finish(self.child, LIMIT).expect("it ends in time");
+        let end = process::finish(child, LIMIT).expect("it ends in time");
         end.expect_code(16);
         assert!(!self.socket.exists(), "the socket is left");
         end.stderr
@@ -134,7 +136,8 @@ impl Running {
     /// # Panics
     /// When that cannot be found out.
     pub fn has_ended(&mut self) -> bool {
-        self.child.try_wait().expect("a child can be waited for").is_some()
+        let child = self.child.as_mut().expect("nobody has waited for it");
+        child.try_wait().expect("a child can be waited for").is_some()
     }
 
     /// Waits for its end; how it ended, and the reports of its agent.
@@ -142,8 +145,9 @@ impl Running {
     /// # Panics
     /// When it does not end in time.
     #[must_use]
-    pub fn finish(self, limit: Duration) -> (Finished, Vec<Report>) {
-        let end = match process::finish(self.child, limit) {
+    pub fn finish(mut self, limit: Duration) -> (Finished, Vec<Report>) {
+        let child = self.child.take().expect("nobody has waited for it");
+        let end = match process::finish(child, limit) {
             Ok(end) => end,
             Err((stdout, stderr)) => panic!("it does not end within {limit:?}\n{stdout}\n{stderr}"),
         };
@@ -152,5 +156,16 @@ impl Running {
         let reports =
             lines.map(|line| decode_line(line).expect("nowait writes whole reports")).collect();
         (end, reports)
+    }
+}
+
+impl Drop for Running {
+    /// A test that failed leaves no guest to the next one, and says what this one was at.
+    fn drop(&mut self) {
+        if let Some(child) = self.child.take()
+            && let Err((stdout, stderr)) = process::finish(child, Duration::ZERO)
+        {
+            eprintln!("--- the guest of a test that failed\n{stdout}\n{stderr}");
+        }
     }
 }

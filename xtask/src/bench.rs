@@ -125,7 +125,11 @@ impl PagerOptions {
             paths::check_writable(file)?;
         }
         setup::setup()?;
-        let mut command = Command::new(binaries::tests_binary("pager-bench")?);
+        let program = binaries::tests_binary("pager-bench")?;
+        if let Some(code) = check(&program, &self.rest)? {
+            return Ok(code);
+        }
+        let mut command = Command::new(program);
         if !self.no_guests {
             // Before the threads that play vCPUs, not beside them.
             let guests = paths::target().join("bench-hit.json");
@@ -161,20 +165,19 @@ impl Bench {
     }
 }
 
-impl Options {
-    /// Has the measuring program look at its operands before a machine is started for it: it meets them
-    /// before a last `--help`. The exit code, if that is all.
-    fn check(&self, program: &Path) -> Result<Option<u8>> {
-        let asks = |word: &String| ["--help", "-h", "--version"].contains(&word.as_str());
-        let mut command = Command::new(program);
-        command.args(&self.rest);
-        if self.rest.iter().any(asks) {
-            return child::foreground(&mut command).map(Some);
-        }
-        let code = child::foreground(command.arg("--help").stdout(Stdio::null()))?;
-        Ok((code != 0).then_some(code))
+/// Has a measuring program look at its operands before minutes of work: it meets them before a last
+/// `--help`. The exit code, if that is all.
+fn check(program: &Path, operands: &[String]) -> Result<Option<u8>> {
+    let mut command = Command::new(program);
+    command.args(operands);
+    if operands.iter().any(|word| child::HELP.contains(&word.as_str())) {
+        return child::foreground(&mut command).map(Some);
     }
+    let code = child::foreground(command.arg("--help").stdout(Stdio::null()))?;
+    Ok((code != 0).then_some(code))
+}
 
+impl Options {
     /// Runs it; a trace that is wanted is an option of the measuring program, too.
     fn run(&self, bench: &str, trace: Option<&Path>) -> Result<u8> {
         if let Some(file) = &self.json {
@@ -182,7 +185,7 @@ impl Options {
         }
         setup::setup()?;
         let program = binaries::tests_binary(&format!("{bench}-bench"))?;
-        if let Some(code) = self.check(&program)? {
+        if let Some(code) = check(&program, &self.rest)? {
             return Ok(code);
         }
         let nowait = binaries::nowait()?;

@@ -185,6 +185,9 @@ pub(crate) fn run_noting(
     bail!("{name} failed ({status}); the whole output is in {}", log.display());
 }
 
+/// Words by which a program's help is asked for.
+pub(crate) const HELP: [&str; 2] = ["--help", "-h"];
+
 /// Runs a command to its end with our own output as its output; its exit code.
 pub(crate) fn foreground(command: &mut Command) -> Result<u8> {
     let mut group = Group::spawn(command.stdin(Stdio::null()))?;

@@ -205,6 +205,10 @@ pub(crate) fn demo(options: &Options) -> Result<u8> {
     };
     // By its own names, and before minutes of work.
     let words = options.stall(&show(&nowait), &show(&images::dir()), &named, &files);
+    let own = options.stall.iter().take_while(|word| *word != "--");
+    if own.into_iter().any(|word| child::HELP.contains(&word.as_str())) {
+        return child::foreground(Command::new(&nowait).args(["stall", "--help"]));
+    }
     let accel = accel::choose(options.force, &nowait)?;
     check(&words, accel)?;
     let images = images::images()?;

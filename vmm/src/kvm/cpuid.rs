@@ -15,7 +15,8 @@ pub enum Apf {
     Off,
     /// KVM's artificial halt only; the protocol is hidden from the guest.
     Host,
-    /// KVM's own paravirtual async page faults.
+    /// KVM's own paravirtual async page faults; under a limit of a few MiB the guest may stand still while it
+    /// boots, by KVM itself.
     Kernel,
     /// Ours, by the same protocol: only for pages that need I/O.
     User,
