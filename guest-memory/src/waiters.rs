@@ -126,13 +126,13 @@ impl Sleeper {
         Waiter { wake: Arc::<Self>::clone(self), token }
     }
 
-    /// Sleeps until the page of the last [`Sleeper::begin`] is settled, or an interrupt. An interrupt
-    /// that came before the call ends it at once, and is used up.
+    /// Sleeps until the page of the last [`Sleeper::begin`] is settled, or an interrupt. What came before the
+    /// call, either of them, ends it at once, and is used up.
     pub fn wait(&self, limit: Option<Duration>) -> Woken {
         let mut state = self.lock();
         let until = limit.map(|limit| std::time::Instant::now() + limit);
         loop {
-            if let Some(end) = state.end {
+            if let Some(end) = state.end.take() {
                 return Woken::Page(end);
             }
             if state.closed {
@@ -203,6 +203,16 @@ mod tests {
         assert_eq!(waiters.tell(page, PageEnd::Ready), 1);
         assert_eq!(waiters.tell(page, PageEnd::Ready), 0);
         assert_eq!(sleeper.wait(None), Woken::Page(PageEnd::Ready));
+    }
+
+    /// A thread waits with the same one for what it has no waiter of, too.
+    #[test]
+    fn a_page_ends_one_wait_and_no_later_one() {
+        let sleeper = Arc::new(Sleeper::default());
+        let waiter = sleeper.begin();
+        waiter.wake.wake(waiter.token, PageEnd::Ready);
+        assert_eq!(sleeper.wait(None), Woken::Page(PageEnd::Ready));
+        assert_eq!(sleeper.wait(Some(Duration::from_millis(1))), Woken::TimedOut);
     }
 
     #[test]
