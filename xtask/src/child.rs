@@ -150,17 +150,7 @@ pub(crate) fn lines(
 
 /// Runs one command of a step: output into `log`, last line beside the spinner, tail shown on failure.
 pub(crate) fn run(step: &Step, command: &mut Command, log: &Path) -> Result<()> {
-    let name = describe(command);
-    let mut tail = Tail::default();
-    let status = lines(command, log, |line| {
-        step.note(line);
-        tail.push(line);
-    })?;
-    if status.success() {
-        return Ok(());
-    }
-    eprintln!("{}", tail.text());
-    bail!("{name} failed ({status}); the whole output is in {}", log.display());
+    run_noting(step, command, log, |_, line| line.to_owned())
 }
 
 /// As [`run`], for a command that takes minutes: each line, with its number, becomes a note of the step.
@@ -170,7 +160,7 @@ pub(crate) fn run_noting(
     log: &Path,
     note: impl Fn(u32, &str) -> String,
 ) -> Result<()> {
-    let name = command.get_program().to_string_lossy().into_owned();
+    let name = describe(command);
     let mut tail = Tail::default();
     let mut number = 0;
     let status = lines(command, log, |line| {
