@@ -211,6 +211,18 @@ fn time_is_kept_when_the_timekeeper_has_a_job() {
     });
 }
 
+/// The timekeeper has nothing to keep time for, and then again.
+#[test]
+fn time_is_kept_again_after_a_rest() {
+    model(config(EVER), |bench| {
+        bench.pool.submit_after(Duration::ZERO, ticket(0), 0).unwrap();
+        bench.pool.submit_after(Duration::ZERO, ticket(1), 1).unwrap();
+        bench.wait_for_job_1();
+        let _ = bench.close(EVER);
+        bench.assert_fates([1, 1, 0]);
+    });
+}
+
 /// The second job has to wait for the first one's end.
 #[test]
 fn a_job_that_had_to_wait_is_taken() {

@@ -175,6 +175,19 @@ fn delayed_jobs_run_in_time_and_need_no_free_worker() {
     }
 }
 
+/// A store that fails now and then: there is one delayed job at a time, with rests in between.
+#[test]
+fn a_delayed_job_is_in_time_after_others_were() {
+    let pool = pool(PoolConfig { idle_timeout: 10 * LONG, ..PoolConfig::sized(8, 1) });
+    for _ in 0..5 {
+        let (done, wait) = mpsc::channel();
+        let job = Box::new(move || done.send(()).unwrap());
+        pool.submit_after(Duration::from_millis(5), ticket(Class::Fault, 0), job).unwrap();
+        wait.recv_timeout(LONG).unwrap();
+        eventually("it rests", || pool.stats().running == [0; 3]);
+    }
+}
+
 /// With its message and backtrace, on a worker's small stack.
 #[test]
 fn a_panic_is_counted_and_the_worker_goes_on() {

@@ -41,7 +41,8 @@ pub(super) struct State<J> {
     seats: Slab<Seat<J>>,
     /// The longest idle first.
     idle: Vec<u32>,
-    /// Who has been told to keep the time, and until when it sleeps at most.
+    /// The idle worker that keeps the time, and until when it sleeps at most. Of nobody else is it known
+    /// when it wakes by itself.
     timekeeper: Option<(u32, Duration)>,
     workers_max: usize,
     peak: usize,
@@ -80,6 +81,7 @@ impl<J> State<J> {
             let Some(taken) = self.queue.take(now) else { break };
             let number = match self.idle.pop() {
                 Some(number) => {
+                    self.keeps_no_time(number);
                     calls.extend(self.ring(number));
                     number
                 }
@@ -115,12 +117,18 @@ impl<J> State<J> {
     /// How long this idle worker has to keep the time: until the first delayed job is due. None
     /// if that is not its task.
     pub(super) fn keep_time(&mut self, number: u32) -> Option<Duration> {
+        self.keeps_no_time(number);
         if self.idle.first() != Some(&number) {
             return None;
         }
         let due = self.queue.next_due()?;
         self.timekeeper = Some((number, due));
         Some(due)
+    }
+
+    /// A worker that may have kept the time is awake.
+    fn keeps_no_time(&mut self, number: u32) {
+        self.timekeeper = self.timekeeper.filter(|(other, _)| *other != number);
     }
 
     /// The bells of all idle workers.
@@ -140,6 +148,7 @@ impl<J> State<J> {
 
     /// An idle worker found something to do by itself.
     pub(super) fn rise(&mut self, number: u32) {
+        self.keeps_no_time(number);
         // Few are idle: a scan is cheaper than links.
         self.idle.retain(|other| *other != number);
     }
@@ -147,7 +156,6 @@ impl<J> State<J> {
     /// A worker is no more: it ended, or its thread never began. The job that was in its hand.
     pub(super) fn leave(&mut self, number: u32) -> Option<Taken<J>> {
         self.rise(number);
-        self.timekeeper = self.timekeeper.filter(|(other, _)| *other != number);
         self.seats.remove(number)?.hand
     }
 
