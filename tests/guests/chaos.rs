@@ -1,6 +1,7 @@
 //! Chaos: guests of random shape under random limits, delays, failures, pauses and evictions. Whatever
 //! happens, every byte is right, no task is lost, and the guest comes to its end. The seed is printed:
-//! `NOWAIT_CHAOS_SEED` repeats a run, `NOWAIT_CHAOS_SECONDS` makes it longer.
+//! `NOWAIT_CHAOS_SEED` repeats a run, `NOWAIT_CHAOS_GUEST` one guest of it, again and again;
+//! `NOWAIT_CHAOS_SECONDS` makes it longer.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,8 +34,8 @@ fn chaos() {
     let mut guests = 0;
     while Instant::now() < until {
         // Each has its own, so that one guest can be repeated alone.
-        let seed = random.u64(..);
-        println!("guest {guests}: NOWAIT_CHAOS_SEED of its own: {seed}");
+        let seed = from_environment("NOWAIT_CHAOS_GUEST").unwrap_or_else(|| random.u64(..));
+        println!("guest {guests}: NOWAIT_CHAOS_GUEST={seed}");
         guest(&mut Rng::with_seed(seed));
         guests += 1;
     }

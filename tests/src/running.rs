@@ -140,16 +140,40 @@ impl Running {
         child.try_wait().expect("a child can be waited for").is_some()
     }
 
+    /// All its metrics that count something, without histograms, twice: what grows is seen.
+    fn counts(&self) -> String {
+        let mut text = String::new();
+        for _ in 0..2 {
+            let answer = control::ask(&self.socket, "GET /metrics", "");
+            let body = answer.map_or_else(|error| error.to_string(), |answer| answer.body);
+            let counts = |line: &&str| {
+                !(line.starts_with('#') || line.contains("_bucket") || line.ends_with(" 0"))
+            };
+            body.lines().filter(counts).for_each(|line| text.push_str(&format!("{line}\n")));
+            text.push_str("---\n");
+            thread::sleep(Duration::from_secs(1));
+        }
+        text
+    }
+
     /// Waits for its end; how it ended, and the reports of its agent.
     ///
     /// # Panics
     /// When it does not end in time.
     #[must_use]
     pub fn finish(mut self, limit: Duration) -> (Finished, Vec<Report>) {
+        let began = Instant::now();
+        while !self.has_ended() && began.elapsed() < limit {
+            thread::sleep(Duration::from_millis(20));
+        }
+        // What a guest that gets nowhere has to say is asked for while it can say it.
+        let metrics = if self.has_ended() { String::new() } else { self.counts() };
         let child = self.child.take().expect("nobody has waited for it");
-        let end = match process::finish(child, limit) {
+        let end = match process::finish(child, Duration::ZERO) {
             Ok(end) => end,
-            Err((stdout, stderr)) => panic!("it does not end within {limit:?}\n{stdout}\n{stderr}"),
+            Err((stdout, stderr)) => {
+                panic!("it does not end within {limit:?}\n{metrics}{stdout}\n{stderr}")
+            }
         };
         let reports = fs::read(&self.report).unwrap_or_default();
         let lines = reports.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());

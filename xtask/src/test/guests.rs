@@ -163,7 +163,7 @@ fn machine(
 }
 
 /// What a user may set to repeat a test.
-const PASSED_ON: [&str; 1] = ["NOWAIT_CHAOS_SEED"];
+const PASSED_ON: [&str; 2] = ["NOWAIT_CHAOS_SEED", "NOWAIT_CHAOS_GUEST"];
 
 /// How often a machine that its own kernel's death has ended is replaced by a new one. The emulator now
 /// and then gives that kernel flags or registers that no instruction made (ARCHITECTURE.md, "The bed").
