@@ -1,7 +1,9 @@
 //! A child process with a time limit; whatever happens, it is gone afterwards.
 
-use std::io::Read;
+use std::fs;
+use std::io::{self, Read};
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -121,25 +123,59 @@ pub fn finish(mut child: Child, limit: Duration) -> Result<Finished, (String, St
     }
 }
 
-/// What the threads of a process that does not come to its end are at, as far as the kernel tells.
+/// What the threads of a process that does not come to its end are at, and its vCPUs, as far as the kernel
+/// tells. Short: who reads it may have the end of a long log only.
 fn where_it_is(pid: u32) -> String {
     let mut text = String::from("--- threads\n");
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
     for task in tasks.into_iter().flatten().flatten() {
-        let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        let read = |file: &str| fs::read_to_string(task.path().join(file)).unwrap_or_default();
         let stat = read("stat");
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
         let field = |index: usize| fields.get(index).copied().unwrap_or("?");
+        // `[<0>] futex_wait+0x79/0x120`: the function.
+        let stack = read("stack");
+        let functions =
+            stack.lines().filter_map(|line| line.split(' ').nth(1)?.split('+').next()).take(5);
         text.push_str(&format!(
-            "{} state {} user {} system {} ticks\n{}",
+            "{} state {} user {} system {} ticks: {}\n",
             read("comm").trim(),
             field(0),
             field(11),
             field(12),
-            read("stack")
+            functions.collect::<Vec<_>>().join(" < ")
         ));
     }
-    text
+    match kvm_events() {
+        Ok(events) => text + "--- KVM\n" + &events,
+        Err(error) => text + "--- no trace of KVM: " + &error.to_string() + "\n",
+    }
+}
+
+/// What KVM did in a moment: where its guests are.
+fn kvm_events() -> io::Result<String> {
+    /// Where a kernel has its tracing once it is mounted.
+    const TRACING: &str = "/sys/kernel/tracing";
+    const MOMENT: Duration = Duration::from_millis(300);
+    const LAST_LINES: usize = 40;
+    let file = |name: &str| Path::new(TRACING).join(name);
+    if !file("trace").exists() {
+        let mounted = Command::new("mount").args(["-t", "tracefs", "none", TRACING]).output()?;
+        if !mounted.status.success() {
+            return Err(io::Error::other(String::from_utf8_lossy(&mounted.stderr).into_owned()));
+        }
+    }
+    fs::write(file("events/kvm/enable"), "1")?;
+    fs::write(file("tracing_on"), "1")?;
+    thread::sleep(MOMENT);
+    // First of all: events are turned off one by one, and slowly.
+    fs::write(file("tracing_on"), "0")?;
+    fs::write(file("events/kvm/enable"), "0")?;
+    let trace = fs::read_to_string(file("trace"))?;
+    fs::write(file("trace"), "")?;
+    let lines: Vec<&str> = trace.lines().filter(|line| !line.starts_with('#')).collect();
+    let from = lines.len().saturating_sub(LAST_LINES);
+    Ok(format!("{} events, the last:\n{}\n", lines.len(), lines[from..].join("\n")))
 }
 
 fn collect(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
