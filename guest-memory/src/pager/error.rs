@@ -68,8 +68,8 @@ pub enum PagerError {
     },
     /// A page came back from the store with other bytes than it left with.
     #[error(
-        "guest frame {gfn} is lost: the store's bytes in slot {slot} do not have the checksum that they \
-         were stored with; check the medium"
+        "guest frame {gfn} is lost (check the store's medium): its bytes in slot {slot} do not have the \
+         checksum that they were stored with"
     )]
     Checksum {
         /// The page.

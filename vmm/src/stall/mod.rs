@@ -46,6 +46,7 @@ use crate::exit;
 use crate::operand;
 use crate::operand::FileId;
 use crate::output::OutputError;
+use crate::size;
 pub use baseline::{BaselineError, Tolerance};
 use baseline::{Earlier, Now};
 use child::{Child, Heard, Said};
@@ -123,12 +124,14 @@ pub enum StallError {
     #[error("stopped by a signal")]
     Stopped,
     /// Runs are missing or measured too little.
-    #[error("the measurement is incomplete: {complete} of {planned} runs are complete")]
+    #[error("the measurement is incomplete: {complete} of {planned} runs are complete{first}")]
     Incomplete {
         /// Complete runs.
         complete: usize,
         /// All runs.
         planned: usize,
+        /// What the first boot that is not as it should be had, if one is known.
+        first: String,
     },
     /// Gates that were not passed.
     #[error("{failed} of {all} gates failed; first: {first}")]
@@ -264,6 +267,10 @@ fn verdict(document: Document, planned: usize) -> Result<Document, StallError> {
         0 => Err(StallError::Incomplete {
             complete: document.runs.iter().filter(|run| run.complete).count(),
             planned,
+            first: document.failures.first().map_or_else(String::new, |failure| {
+                let vcpus = size::count(failure.vcpus.into(), "vCPU");
+                format!("; first trouble: {} with {vcpus}: {}", failure.apf, failure.message)
+            }),
         }),
         errors => Err(StallError::DataErrors(errors)),
     }

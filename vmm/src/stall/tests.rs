@@ -82,6 +82,7 @@ fn a_guest_that_dies_keeps_the_rows_it_made() {
     let error = verdict(document, 5).unwrap_err();
     assert_eq!(error.exit_code(), exit::MEASUREMENT);
     assert!(error.to_string().contains("2 of 5"));
+    assert!(error.to_string().ends_with("; first trouble: host with 2 vCPUs: boom"), "{error}");
 }
 
 #[test]
