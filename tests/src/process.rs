@@ -95,7 +95,22 @@ pub fn try_run(command: &mut Command, limit: Duration) -> Result<Finished, Strin
 ///
 /// # Panics
 /// When the child cannot be waited for.
-pub fn finish(mut child: Child, limit: Duration) -> Result<Finished, (String, String)> {
+pub fn finish(child: Child, limit: Duration) -> Result<Finished, (String, String)> {
+    finish_asking(child, limit, String::new)
+}
+
+/// As [`finish`]; a child that does not end in time is first asked something, for the end of its standard error.
+///
+/// # Errors
+/// As [`finish`].
+///
+/// # Panics
+/// As [`finish`].
+pub fn finish_asking(
+    mut child: Child,
+    limit: Duration,
+    ask: impl FnOnce() -> String,
+) -> Result<Finished, (String, String)> {
     let stdout = child.stdout.take().map(collect);
     let stderr = child.stderr.take().map(collect);
     let deadline = Instant::now() + limit;
@@ -106,7 +121,7 @@ pub fn finish(mut child: Child, limit: Duration) -> Result<Finished, (String, St
             None => thread::sleep(POLL_INTERVAL),
         }
     };
-    let stuck = if status.is_none() { where_it_is(child.id()) } else { String::new() };
+    let stuck = if status.is_none() { ask() + &where_it_is(child.id()) } else { String::new() };
     if status.is_none() {
         // It has not been waited for, so the pid is still its own.
         let _ = child.kill();
@@ -152,27 +167,28 @@ fn where_it_is(pid: u32) -> String {
     }
 }
 
-/// What KVM did in a moment: where its guests are.
+/// What KVM did in a moment: where its guests are. By a trace of our own: whoever else traces here loses nothing.
 fn kvm_events() -> io::Result<String> {
-    /// Where a kernel has its tracing once it is mounted.
-    const TRACING: &str = "/sys/kernel/tracing";
+    const INSTANCES: &str = "/sys/kernel/tracing/instances";
     const MOMENT: Duration = Duration::from_millis(300);
     const LAST_LINES: usize = 40;
-    let file = |name: &str| Path::new(TRACING).join(name);
-    if !file("trace").exists() {
-        let mounted = Command::new("mount").args(["-t", "tracefs", "none", TRACING]).output()?;
-        if !mounted.status.success() {
-            return Err(io::Error::other(String::from_utf8_lossy(&mounted.stderr).into_owned()));
-        }
+    if !Path::new(INSTANCES).exists() {
+        // Its own output says why not; the directory is missing then.
+        let _ =
+            Command::new("mount").args(["-t", "tracefs", "none", "/sys/kernel/tracing"]).status();
     }
-    fs::write(file("events/kvm/enable"), "1")?;
-    fs::write(file("tracing_on"), "1")?;
-    thread::sleep(MOMENT);
-    // First of all: events are turned off one by one, and slowly.
-    fs::write(file("tracing_on"), "0")?;
-    fs::write(file("events/kvm/enable"), "0")?;
-    let trace = fs::read_to_string(file("trace"))?;
-    fs::write(file("trace"), "")?;
+    let own = Path::new(INSTANCES).join(format!("nowait-{}", std::process::id()));
+    fs::create_dir(&own)?;
+    let trace = || {
+        fs::write(own.join("events/kvm/enable"), "1")?;
+        thread::sleep(MOMENT);
+        // First of all: events are turned off one by one, and slowly.
+        fs::write(own.join("tracing_on"), "0")?;
+        fs::read_to_string(own.join("trace"))
+    };
+    let trace = trace();
+    fs::remove_dir(&own)?;
+    let trace = trace?;
     let lines: Vec<&str> = trace.lines().filter(|line| !line.starts_with('#')).collect();
     let from = lines.len().saturating_sub(LAST_LINES);
     Ok(format!("{} events, the last:\n{}\n", lines.len(), lines[from..].join("\n")))

@@ -162,18 +162,10 @@ impl Running {
     /// When it does not end in time.
     #[must_use]
     pub fn finish(mut self, limit: Duration) -> (Finished, Vec<Report>) {
-        let began = Instant::now();
-        while !self.has_ended() && began.elapsed() < limit {
-            thread::sleep(Duration::from_millis(20));
-        }
-        // What a guest that gets nowhere has to say is asked for while it can say it.
-        let metrics = if self.has_ended() { String::new() } else { self.counts() };
         let child = self.child.take().expect("nobody has waited for it");
-        let end = match process::finish(child, Duration::ZERO) {
+        let end = match process::finish_asking(child, limit, || self.counts()) {
             Ok(end) => end,
-            Err((stdout, stderr)) => {
-                panic!("it does not end within {limit:?}\n{metrics}{stdout}\n{stderr}")
-            }
+            Err((stdout, stderr)) => panic!("it does not end within {limit:?}\n{stdout}\n{stderr}"),
         };
         let reports = fs::read(&self.report).unwrap_or_default();
         let lines = reports.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());

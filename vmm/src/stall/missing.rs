@@ -1,6 +1,8 @@
 //! Which runs of a scenario a partial result lacks, where nothing else says so: it ended before they were made. Pure.
 
-use super::document::Document;
+use std::fmt;
+
+use super::document::{Document, Failure};
 use super::scenario::Scenario;
 use crate::size;
 
@@ -16,6 +18,14 @@ pub(super) fn planned(document: &Document) -> usize {
     cpus.len() * modes.len() * *rounds as usize * per_boot(document)
 }
 
+impl fmt::Display for Failure {
+    /// Which boot, and why.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let vcpus = size::count(self.vcpus.into(), "vCPU");
+        write!(f, "{} with {vcpus}: {}", self.apf, self.message)
+    }
+}
+
 /// A line for each boot of a mode that lacks runs and did not fail.
 pub(super) fn lines(document: &Document) -> Vec<String> {
     let scenario = &document.config.scenario;
@@ -24,7 +34,7 @@ pub(super) fn lines(document: &Document) -> Vec<String> {
     for round in 1..=scenario.rounds {
         for &vcpus in &scenario.cpus {
             for &apf in &scenario.modes {
-                let failed = |failure: &super::Failure| {
+                let failed = |failure: &Failure| {
                     (failure.round, failure.vcpus, failure.apf) == (round, vcpus, apf)
                 };
                 let made = document.runs.iter();

@@ -46,7 +46,6 @@ use crate::exit;
 use crate::operand;
 use crate::operand::FileId;
 use crate::output::OutputError;
-use crate::size;
 pub use baseline::{BaselineError, Tolerance};
 use baseline::{Earlier, Now};
 use child::{Child, Heard, Said};
@@ -267,10 +266,10 @@ fn verdict(document: Document, planned: usize) -> Result<Document, StallError> {
         0 => Err(StallError::Incomplete {
             complete: document.runs.iter().filter(|run| run.complete).count(),
             planned,
-            first: document.failures.first().map_or_else(String::new, |failure| {
-                let vcpus = size::count(failure.vcpus.into(), "vCPU");
-                format!("; first trouble: {} with {vcpus}: {}", failure.apf, failure.message)
-            }),
+            first: document
+                .failures
+                .first()
+                .map_or_else(String::new, |failure| format!("; first trouble: {failure}")),
         }),
         errors => Err(StallError::DataErrors(errors)),
     }

@@ -137,13 +137,7 @@ pub(super) fn foot(out: &mut dyn Write, document: &Document) -> io::Result<()> {
         writeln!(out, "note: {warning}")?;
     }
     for failure in &document.failures {
-        writeln!(
-            out,
-            "  missing: {} with {}: {}",
-            failure.apf,
-            size::count(failure.vcpus.into(), "vCPU"),
-            failure.message
-        )?;
+        writeln!(out, "  missing: {failure}")?;
     }
     for line in missing::few(document, MISSING_LINES).iter().filter(|_| !document.runs.is_empty()) {
         writeln!(out, "  missing: {line}")?;
