@@ -161,9 +161,10 @@ fn where_it_is(pid: u32) -> String {
             functions.collect::<Vec<_>>().join(" < ")
         ));
     }
+    // The threads last: `cargo xtask test` repeats the end.
     match kvm_events() {
-        Ok(events) => text + "--- KVM\n" + &events,
-        Err(error) => text + "--- no trace of KVM: " + &error.to_string() + "\n",
+        Ok(events) => format!("--- KVM\n{events}{text}"),
+        Err(error) => format!("--- no trace of KVM: {error}\n{text}"),
     }
 }
 
@@ -171,7 +172,7 @@ fn where_it_is(pid: u32) -> String {
 fn kvm_events() -> io::Result<String> {
     const INSTANCES: &str = "/sys/kernel/tracing/instances";
     const MOMENT: Duration = Duration::from_millis(300);
-    const LAST_LINES: usize = 40;
+    const LAST_LINES: usize = 24;
     if !Path::new(INSTANCES).exists() {
         // Its own output says why not; the directory is missing then.
         let _ =

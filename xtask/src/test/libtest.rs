@@ -17,7 +17,15 @@ pub(crate) struct Counts {
     pub(crate) skips: Vec<(String, String)>,
     /// Names of what failed.
     pub(crate) failures: Vec<String>,
+    /// Failed tests and what they said: the first lines and the last, each cut to a line of a terminal.
+    pub(crate) words: Vec<(String, Vec<String>)>,
 }
+
+/// How many lines of what a failed test said are kept, of its beginning and of its end.
+const FIRST_WORDS: usize = 2;
+const LAST_WORDS: usize = 40;
+/// How much of each.
+const WORDS_CHARS: usize = 160;
 
 impl Counts {
     /// Adds another count to this one.
@@ -27,6 +35,7 @@ impl Counts {
         self.skipped += other.skipped;
         self.skips.extend(other.skips);
         self.failures.extend(other.failures);
+        self.words.extend(other.words);
     }
 
     /// A run that failed: counted as a failed test unless its failed tests are counted already.
@@ -62,22 +71,29 @@ pub(crate) struct Parser {
     names: Vec<String>,
     /// We are in a list of failed tests.
     in_failures: bool,
+    /// We are in what the last of `counts.words` said.
+    in_words: bool,
 }
 
 impl Parser {
     /// Takes one line.
     pub(crate) fn line(&mut self, line: &str) {
         if let Some(rest) = line.strip_prefix("test result: ") {
-            self.in_failures = false;
+            (self.in_failures, self.in_words) = (false, false);
             self.names.clear();
             self.result(rest);
         } else if line == "failures:" {
-            self.in_failures = true;
-        } else if self.in_failures && line.starts_with("    ") {
-            self.failure(line.trim());
+            (self.in_failures, self.in_words) = (true, false);
+        } else if let Some(name) = self.failed_header(line) {
+            self.counts.words.push((name, Vec::new()));
+            self.in_words = true;
         } else if is_title(line) {
             self.open += 1;
-            self.output_of = None;
+            (self.output_of, self.in_words) = (None, false);
+        } else if self.in_words {
+            self.word(line);
+        } else if self.in_failures && line.starts_with("    ") {
+            self.failure(line.trim());
         } else if let Some(name) = output_header(line) {
             self.output_of = Some(name.to_owned());
         } else if let Some(reason) = line.trim_start().strip_prefix("SKIP:") {
@@ -129,6 +145,25 @@ impl Parser {
             && !self.counts.failures.iter().any(|failed| failed == name)
         {
             self.counts.failures.push(name.to_owned());
+        }
+    }
+
+    /// `---- name ----` of libtest-mimic or `---- name stdout ----`, above what a failed test said.
+    fn failed_header(&self, line: &str) -> Option<String> {
+        let name = line.strip_prefix("---- ")?.strip_suffix(" ----")?;
+        let name = name.strip_suffix(" stdout").unwrap_or(name);
+        (self.in_failures && self.names.iter().any(|begun| begun == name)).then(|| name.to_owned())
+    }
+
+    /// A line that a failed test said.
+    fn word(&mut self, line: &str) {
+        let Some((_, words)) = self.counts.words.last_mut() else { return };
+        if line.trim().is_empty() {
+            return;
+        }
+        words.push(line.chars().take(WORDS_CHARS).collect());
+        if words.len() > FIRST_WORDS + LAST_WORDS {
+            words.remove(FIRST_WORDS);
         }
     }
 
@@ -204,8 +239,7 @@ fn is_title(line: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::so_far;
-    use super::{Counts, Parser};
+    use super::{Counts, FIRST_WORDS, LAST_WORDS, Parser, WORDS_CHARS, so_far};
 
     fn parse(text: &str) -> Counts {
         let mut parser = Parser::default();
@@ -238,6 +272,25 @@ mod tests {
         );
         assert_eq!(counts.line(), "2 passed, 0 failed, 1 skipped");
         assert_eq!(counts.skips, [("swap".to_owned(), "no swap".to_owned())]);
+    }
+
+    #[test]
+    fn what_failed_tests_said_is_kept_cut() {
+        let lines = (0..100).map(|line| format!("line {line}\n")).collect::<String>();
+        let long = "x".repeat(500);
+        let counts = parse(&format!(
+            "running 3 tests\ntest a ... ok\ntest b ... FAILED\ntest c ... FAILED\n\nfailures:\n\n\
+             ---- b ----\ntest panicked: of b\n---- d ----\n{lines}\n---- c stdout ----\n{long}\n    a\n\n\n\
+             failures:\n    b\n    c\n\ntest result: FAILED. 1 passed; 2 failed; 0 ignored\n"
+        ));
+        assert_eq!(counts.failures, ["b", "c"]);
+        let [(b, of_b), (c, of_c)] = &counts.words[..] else { panic!("{:?}", counts.words) };
+        assert_eq!((b.as_str(), c.as_str()), ("b", "c"));
+        // No test d began: a line of what b said.
+        assert_eq!(of_b[..FIRST_WORDS], ["test panicked: of b", "---- d ----"]);
+        assert_eq!(of_b.len(), FIRST_WORDS + LAST_WORDS);
+        assert_eq!(of_b.last().unwrap(), "line 99");
+        assert_eq!(of_c[..], ["x".repeat(WORDS_CHARS), "    a".to_owned()]);
     }
 
     #[test]

@@ -86,6 +86,11 @@ impl Summary {
         for (name, reason) in &self.counts.skips {
             println!("skipped: {name}: {reason}");
         }
+        // Once more, and cut: they stand somewhere in a long log, of which one may have the end only.
+        for (name, words) in &self.counts.words {
+            println!("said by {name}:");
+            words.iter().for_each(|line| println!("    {line}"));
+        }
         for failure in &self.counts.failures {
             println!("failed: {failure}");
         }
@@ -111,6 +116,7 @@ pub(crate) fn test(options: &Options) -> Result<u8> {
         setup::setup()?;
         // Now, while whoever is to give a password for sudo is there.
         crate::browser::browser()?;
+        crate::nested::builder()?;
         tools::cargo_deny().map(drop)
     })?;
     if summary.counts.failed > 0 {
