@@ -47,11 +47,11 @@ pub(crate) fn entry(
     key: Key,
     build: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<PathBuf> {
-    let cache = paths::cache()?;
-    let dir = cache.join(format!("{name}-{}", key.digits()));
+    let dir = place(name, key)?;
     if dir.is_dir() {
         return Ok(dir);
     }
+    let cache = paths::cache()?;
     let _lock = lock(&cache.join(format!("{name}.lock")))?;
     if dir.is_dir() {
         return Ok(dir);
@@ -64,6 +64,11 @@ pub(crate) fn entry(
         clear(&temporary)?;
     }
     built.map(|()| dir)
+}
+
+/// Where [`entry`] has it, or would.
+pub(crate) fn place(name: &str, key: Key) -> Result<PathBuf> {
+    Ok(paths::cache()?.join(format!("{name}-{}", key.digits())))
 }
 
 /// Makes the files durable, then gives the directory its name.

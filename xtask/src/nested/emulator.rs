@@ -1,14 +1,15 @@
-//! The emulator of measurements: the distribution's QEMU with one mend, whose clock counts instructions.
+//! The emulator: the distribution's QEMU with one mend, or as the distribution has it.
 //!
-//! By the host's clock an emulated exit costs as much as thousands of instructions, and whatever else the host
-//! does is in every number. With `-icount` an instruction takes a fixed time, and an idle processor none
-//! of the host's: numbers come out the same on a busy host.
-//!
-//! The distribution's own binary cannot do that for nested guests. QEMU delivers an interrupt that VMRUN
-//! injects (EVENTINJ) inside the instruction, but leaves it noted as an exception to be delivered. Whoever
-//! leaves the emulation loop before the next exit, as every timer does under `-icount`, has it delivered
-//! once more, with interrupts off: a guest then waits for its own spin lock for ever. So that one line is added,
+//! QEMU delivers an interrupt that VMRUN injects (EVENTINJ) inside the instruction, but leaves it noted as an
+//! exception to be delivered. Whatever leaves the emulation loop before the next exit has it delivered once
+//! more, with interrupts off: a guest then waits for its own spin lock for ever. So one line is added,
 //! and the rest is built as the distribution has it.
+//!
+//! By the host's clock that happens now and then (once in some minutes in which guests run). Under `-icount` it
+//! happens with every timer, so measurements, which take their time from that, need the mended one. With it an
+//! instruction takes a fixed time, and an idle processor none of the host's: numbers come out the same
+//! on a busy host. By the host's clock an emulated exit costs as much as thousands of instructions, and whatever
+//! else the host does is in every number.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,10 +20,12 @@ use anyhow::{Context, Result, bail};
 use crate::cache::{self, Key};
 use crate::exit::{self, Exit};
 use crate::progress::Step;
-use crate::{apt, apt_source, child, paths, setup};
+use crate::{apt, apt_source, child, paths, progress, setup};
 
 /// The emulator's name, in the distribution and here.
 const NAME: &str = "qemu-system-x86_64";
+/// The mended one's in the cache.
+const CACHED: &str = "emulator";
 /// Room for 32 MiB of translated code. When it is full, all of it is thrown away, and that is the
 /// point: every store into a page that code was once translated from is slow until that translation
 /// has been found and dropped. With the default (1 GiB) the translations of guests long gone stay, and
@@ -75,10 +78,19 @@ pub(super) struct Emulator {
     pub(super) options: Vec<String>,
 }
 
-/// The distribution's, whose clock is the host's.
+/// The mended one if it has been built, otherwise the distribution's; the clock is the host's.
 pub(super) fn usual() -> Result<Emulator> {
-    let options = ["-accel", &format!("tcg,thread=multi,{CODE_BUFFER}")].map(str::to_owned);
-    Ok(Emulator { program: installed()?, options: options.into() })
+    let distribution = installed()?;
+    let mut options: Vec<String> =
+        ["-accel", &format!("tcg,thread=multi,{CODE_BUFFER}")].map(str::to_owned).into();
+    let program = match built()? {
+        Some(program) => {
+            options.extend(firmware(&distribution)?);
+            program
+        }
+        None => distribution,
+    };
+    Ok(Emulator { program, options })
 }
 
 fn installed() -> Result<PathBuf> {
@@ -88,9 +100,66 @@ fn installed() -> Result<PathBuf> {
 
 /// The one whose clock counts instructions, built if the cache does not have it.
 pub(super) fn counting() -> Result<Emulator> {
-    apt::require("the source of the emulator for measurements")?;
-    let distribution = installed()?;
+    let program = mended_one("the source of the emulator for measurements").context(
+        "cannot make the emulator whose clock counts instructions (`bench apf --wall-clock`, and `nested` \
+         without --counted, do without it)",
+    )?;
+    let accel = format!("tcg,thread=single,{CODE_BUFFER}");
+    let mut options: Vec<String> = ["-accel", &accel, "-icount", COUNT].map(str::to_owned).into();
+    options.extend(firmware(&installed()?)?);
+    Ok(Emulator { program, options })
+}
+
+/// Installs what the mended one is built with, on systems with apt.
+pub(crate) fn builder() -> Result<()> {
+    if apt::present() { setup::packages(&NEEDS) } else { Ok(()) }
+}
+
+/// Has [`usual`] give the mended one from now on. Where it cannot be made, says so: the distribution's does,
+/// but for a guest that now and then stands still.
+pub(crate) fn mend_usual() -> Result<()> {
+    let outcome = mended_one("the source of the emulator");
+    crate::signals::check()?;
+    if let Err(error) = outcome {
+        let line = format!(
+            "{error:#}; the distribution's is used, which may deliver an interrupt twice: a guest may then \
+             stand still (ARCHITECTURE.md, \"The bed\")"
+        );
+        progress::line("emulator", &line);
+    }
+    Ok(())
+}
+
+/// The mended one, built if the cache does not have it.
+fn mended_one(what: &str) -> Result<PathBuf> {
+    apt::require(what)?;
+    installed()?;
     setup::packages(&NEEDS)?;
+    let (key, version) = key()?;
+    let dir = cache::entry(CACHED, key, |dir| build(dir, &version))?;
+    let program = dir.join(NAME);
+    if !runs(&program) {
+        let message = format!("{} does not run: remove {}", program.display(), dir.display());
+        return Err(Exit::error(exit::CANNOT, message));
+    }
+    Ok(program)
+}
+
+/// The mended one, if the cache has it.
+fn built() -> Result<Option<PathBuf>> {
+    // Without what it is built with, it has not been built.
+    let Ok((key, _)) = key() else { return Ok(None) };
+    let program = cache::place(CACHED, key)?.join(NAME);
+    Ok(runs(&program).then_some(program))
+}
+
+/// Is it there, with the libraries that it was built for?
+fn runs(program: &Path) -> bool {
+    child::output(Command::new(program).arg("--version")).is_ok()
+}
+
+/// What the cache knows the mended one by, and the version of its source.
+fn key() -> Result<(Key, String)> {
     let version =
         child::output(Command::new("dpkg-query").args(["-W", "-f", "${source:Version}", PACKAGE]))?;
     let gcc = child::output(Command::new("gcc").arg("--version"))?;
@@ -100,25 +169,17 @@ pub(super) fn counting() -> Result<Emulator> {
         .with("configure", CONFIGURE.join(" "))
         .with("gcc", gcc.lines().next().unwrap_or_default())
         .with("recipe", RECIPE);
-    let dir = cache::entry("emulator", key, |dir| build(dir, &version)).context(
-        "cannot make the emulator whose clock counts instructions (`bench apf --wall-clock`, and `nested` \
-         without --counted, do without it)",
-    )?;
-    let program = dir.join(NAME);
-    if !program.is_file() {
-        let message = format!("{} is gone: remove {}", program.display(), dir.display());
-        return Err(Exit::error(exit::CANNOT, message));
-    }
-    let accel = format!("tcg,thread=single,{CODE_BUFFER}");
-    let mut options: Vec<String> = ["-accel", &accel, "-icount", COUNT].map(str::to_owned).into();
-    // The firmware is the distribution's, and so is the place to look for it.
-    let firmware = child::output(Command::new(&distribution).args(["-L", "help"]))?;
-    options.extend(firmware.lines().flat_map(|dir| ["-L".to_owned(), dir.to_owned()]));
-    Ok(Emulator { program, options })
+    Ok((key, version))
+}
+
+/// The firmware is the distribution's, and so is the place to look for it.
+fn firmware(distribution: &Path) -> Result<Vec<String>> {
+    let dirs = child::output(Command::new(distribution).args(["-L", "help"]))?;
+    Ok(dirs.lines().flat_map(|dir| ["-L".to_owned(), dir.to_owned()]).collect())
 }
 
 fn build(dir: &Path, version: &str) -> Result<()> {
-    let step = Step::begin("emulator", &format!("building QEMU {version} for measurements"));
+    let step = Step::begin("emulator", &format!("building QEMU {version} with a mend"));
     let log = paths::log("emulator")?;
     let work = dir.join("work");
     let tree = work.join("source");
@@ -146,7 +207,7 @@ fn build(dir: &Path, version: &str) -> Result<()> {
     child::run(&step, Command::new("strip").arg(dir.join(NAME)), &log)?;
     step.note("removing the source tree");
     cache::clear(&work)?;
-    step.done(&format!("built QEMU {version} for measurements"));
+    step.done(&format!("built QEMU {version} with a mend"));
     Ok(())
 }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+pub(crate) use emulator::{builder, mend_usual};
 pub(crate) use hold::{Add, Hold};
 use machine::Machine;
 pub(crate) use machine::allowed_cpus;
@@ -54,7 +55,7 @@ pub(crate) struct Run {
     pub(crate) waits: bool,
     /// After a signal the command gets a SIGTERM and this much time to write its results.
     pub(crate) grace: Duration,
-    /// The machine's clock counts instructions, in an emulator of our own making.
+    /// The machine's clock counts instructions.
     pub(crate) counts: bool,
 }
 

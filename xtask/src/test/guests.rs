@@ -102,8 +102,11 @@ fn in_nested(
         None => nested::allowed_cpus().len().clamp(1, MACHINES_MAX),
         Some(_) => 1,
     };
-    // What they share is made before, once.
+    // What they share is made before, once. Many guests: some would meet what the emulator has to be mended for.
     images::distribution_kernel()?;
+    if selection.filter.is_none() || !selection.environment.is_empty() {
+        nested::mend_usual()?;
+    }
     let mut shares = Vec::new();
     thread::scope(|scope| -> Result<()> {
         let running: Vec<_> = (0..machines)
