@@ -110,9 +110,17 @@ pub(super) fn counting() -> Result<Emulator> {
     Ok(Emulator { program, options })
 }
 
-/// Installs what the mended one is built with, on systems with apt.
+/// Installs what the mended one is built with. Nothing ends for want of it: [`mend_usual`] says what that means.
 pub(crate) fn builder() -> Result<()> {
-    if apt::present() { setup::packages(&NEEDS) } else { Ok(()) }
+    if !apt::present() {
+        return Ok(());
+    }
+    let outcome = setup::packages(&NEEDS);
+    crate::signals::check()?;
+    if let Err(error) = outcome {
+        progress::line("setup", &format!("the emulator cannot be mended here: {error:#}"));
+    }
+    Ok(())
 }
 
 /// Has [`usual`] give the mended one from now on. Where it cannot be made, says so: the distribution's does,
